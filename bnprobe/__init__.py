@@ -1,0 +1,54 @@
+"""bnprobe: a measuring instrument for normalization in PyTorch networks.
+
+``attach`` listens to a training run, ``load`` reads what it kept, ``drift`` and ``report`` show it.
+Reading needs no torch: names are imported when they are first used.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from bnprobe.attach import Probe, attach
+    from bnprobe.drift import drift
+    from bnprobe.report import report
+    from bnprobe.store import Run, load
+
+_HOME = {
+    "attach": "bnprobe.attach",
+    "Probe": "bnprobe.attach",
+    "drift": "bnprobe.drift",
+    "load": "bnprobe.store",
+    "report": "bnprobe.report",
+    "Run": "bnprobe.store",
+}
+_PARTS = {"distances", "errors", "plots", "records", "schedule", "statistics", "store"}
+
+__all__ = ["Probe", "Run", "__version__", "attach", "drift", "load", "report"]
+
+
+class _Package(ModuleType):
+    """Keeps ``bnprobe.drift`` the function: importing the submodule of that name would put the module there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _HOME and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    if name in _PARTS:
+        return import_module(f"bnprobe.{name}")
+    raise AttributeError(f"module 'bnprobe' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_PARTS})

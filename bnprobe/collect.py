@@ -1,0 +1,183 @@
+"""What was seen since the last flush, and the table made of it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from bnprobe.records import COMPUTED, Measured, Record
+from bnprobe.statistics.base import Observation, Statistic
+from bnprobe.store import Placed, build_table
+
+__all__ = ["Collector", "Key"]
+
+_FOLD_AT = 16  # observations of one key (micro-batches, a validation pass) that wait before they are merged
+
+
+class Key(NamedTuple):
+    """Which record: the columns of :data:`bnprobe.records.KEYS`."""
+
+    step: int
+    phase: str
+    layer: str
+    call: int
+    place: str
+
+
+@dataclass
+class _Entry:
+    """One record in the making."""
+
+    count: int = 0
+    waiting: list[Observation] = field(default_factory=list)
+    states: dict[int, Any] = field(default_factory=dict)
+
+
+class Collector:
+    """Keeps observations until :meth:`table` turns them into rows.
+
+    Args:
+        statistics: what is taken of each observation.
+    """
+
+    def __init__(self, statistics: Sequence[Statistic]) -> None:
+        self._statistics = tuple(statistics)
+        self._entries: dict[Key, _Entry] = {}
+        self._numbers: dict[Key, dict[str, Tensor | float]] = {}
+        self._states: dict[tuple[int, int], Any] = {}
+        self._wanted: dict[tuple[int, str], tuple[int, ...]] = {}
+        self._keep: list[Observation] = []
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries) + len(self._numbers)
+
+    def prepare(self, seen: Observation) -> bool:
+        """Read of a tensor, while its hook runs, what the statistics will need; whether any wants it."""
+        wanted = self._applying(seen.site, seen.place)
+        for index in wanted:
+            if self._statistics[index].reads_all:
+                self._state(index, seen)
+            elif "sample" not in seen.__dict__:
+                self.bytes += seen.sample.values.nbytes if seen.same_as is None else 0
+        return bool(wanted)
+
+    def add(self, key: Key, seen: Observation) -> None:
+        """One more tensor for a record."""
+        if not self._applying(seen.site, seen.place):
+            return
+        entry = self._entries.setdefault(key, _Entry())
+        entry.count += seen.count
+        entry.waiting.append(seen)
+        if len(entry.waiting) >= _FOLD_AT:
+            self._fold(entry)
+
+    def add_numbers(self, key: Key, numbers: Mapping[str, Tensor | float]) -> None:
+        """Single numbers that need no statistic: norms and learning rates."""
+        self._numbers.setdefault(key, {}).update(numbers)
+
+    def table(self) -> pa.Table:
+        """All records so far as one table; the collector is empty afterwards."""
+        for entry in self._entries.values():
+            self._fold(entry)
+        entries, numbers = self._entries, self._numbers
+        self._entries, self._numbers, self.bytes = {}, {}, 0
+        self._states.clear()
+        self._keep.clear()
+        placed: dict[str, list[Placed]] = {}
+        with torch.no_grad():
+            for index, statistic in enumerate(self._statistics):
+                for name, part in _finish(statistic, [entry.states.get(index) for entry in entries.values()]):
+                    placed.setdefault(name, []).append(part)
+        for name, part in _place_numbers(numbers, offset=len(entries)):
+            placed.setdefault(name, []).append(part)
+        records = [Record(*key, entry.count) for key, entry in entries.items()]
+        records += [Record(*key, 0) for key in numbers]
+        return build_table(records, placed)
+
+    def _applying(self, site: Any, place: str) -> tuple[int, ...]:
+        known = self._wanted.get((id(site), place))
+        if known is None:
+            known = tuple(i for i, statistic in enumerate(self._statistics) if statistic.applies(site, place))
+            self._wanted[id(site), place] = known
+        return known
+
+    def _fold(self, entry: _Entry) -> None:
+        for seen in entry.waiting:
+            for index in self._applying(seen.site, seen.place):
+                state = self._state(index, seen)
+                if index in entry.states:
+                    state = self._statistics[index].merge(entry.states[index], state)
+                entry.states[index] = state
+        entry.waiting.clear()
+
+    def _state(self, index: int, seen: Observation) -> Any:
+        """The state of one observation; of a tensor seen at two places, the same object."""
+        statistic, owner = self._statistics[index], seen
+        while owner.same_as is not None and not statistic.knows_layers:
+            owner = owner.same_as
+        known = self._states.get((index, id(owner)))
+        if known is None:
+            with torch.no_grad():
+                known = self._states[index, id(owner)] = statistic.update(statistic.start(), seen)
+            self._keep.append(owner)  # an id is a name only while its owner lives
+        return known
+
+
+def _finish(statistic: Statistic, states: Sequence[Any]) -> Iterable[tuple[str, Placed]]:
+    """Results of one statistic for its rows; equal states (tensors seen at two places) are finished once."""
+    unique: dict[int, int] = {}
+    rows, which, distinct = [], [], []
+    for row, state in enumerate(states):
+        if state is None:
+            continue
+        if id(state) not in unique:
+            unique[id(state)] = len(distinct)
+            distinct.append(state)
+        rows.append(row)
+        which.append(unique[id(state)])
+    if not rows:
+        return
+    for name, measured in statistic.finish(distinct).items():
+        yield name, Placed(np.array(rows), _spread(measured, np.array(which)))
+
+
+def _spread(measured: Measured, which: np.ndarray[Any, np.dtype[np.intp]]) -> Measured:
+    """The results of distinct states, repeated for every row that has them."""
+    if len(which) == len(measured.value) and np.array_equal(which, np.arange(len(which))):
+        return measured
+    pick: Callable[[Any], Any] = lambda values: None if values is None else [values[i] for i in which]  # noqa: E731
+    return Measured(
+        value=measured.value[which],
+        source=measured.source if isinstance(measured.source, str) else pick(measured.source),
+        error=None if measured.error is None else measured.error[which],
+        channels=pick(measured.channels),
+        grid=None if measured.grid is None else measured.grid[which],
+        channel_errors=pick(measured.channel_errors),
+    )
+
+
+def _place_numbers(numbers: Mapping[Key, Mapping[str, Tensor | float]], offset: int) -> Iterable[tuple[str, Placed]]:
+    names = dict.fromkeys(name for row in numbers.values() for name in row)
+    for name in names:
+        rows = [offset + i for i, row in enumerate(numbers.values()) if name in row]
+        values = [row[name] for row in numbers.values() if name in row]
+        yield name, Placed(np.array(rows), Measured(_to_host(values), COMPUTED, np.zeros(len(rows))))
+
+
+def _to_host(values: Sequence[Tensor | float]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Numbers and 0-dimensional tensors, those of one device in one copy."""
+    result = np.empty(len(values))
+    by_device: dict[torch.device, list[int]] = {}
+    for i, value in enumerate(values):
+        if isinstance(value, Tensor):
+            by_device.setdefault(value.device, []).append(i)
+        else:
+            result[i] = value
+    for rows in by_device.values():
+        result[rows] = torch.stack([torch.as_tensor(values[i]).detach().reshape(()) for i in rows]).cpu().double().numpy()
+    return result

@@ -1,0 +1,94 @@
+"""Jensen-Shannon distance: how well one value tells which of two distributions it came from."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from bnprobe.distances import shares
+from bnprobe.distances.base import Distance, FloatArray, Summary
+from bnprobe.errors import ArgumentError
+
+__all__ = ["JensenShannon"]
+
+
+@dataclass(frozen=True)
+class JensenShannon(Distance):
+    r"""Jensen-Shannon distance, the square root of the divergence in nats: from 0 to ``sqrt(ln 2)`` = 0.833.
+
+    .. math:: J(p, q) = \sqrt{\tfrac12 KL(p \| m) + \tfrac12 KL(q \| m)}, \quad m = \tfrac12 (p + q)
+
+    Computed over bins that end at quantiles of both sides, with bins of their own for large atoms (a ReLU's zeros, a
+    constant). Binning can only lower it (Lin 1991), so it tends to be too low by a few per cent; bins as narrow as
+    the grid's cells would count their noise as difference. Distributions that share no point are at the largest
+    distance however near they lie: two different constants are. Between densities the distance is a metric (Endres &
+    Schindelin 2003); as the bins belong to a pair, the triangle inequality is not promised here.
+
+    *Resolution.* An estimate, no bound: finitely many quantiles cannot bound a distance between densities. It is what
+    the distance changes when its square changes
+
+    - by what bins of twice the width would lose more;
+    - by what every bin's shares change when every other level is left out of the grids;
+    - by 1.96 standard deviations that sampling gives it to first order, and downwards by the 95 % quantile
+      of what sampling adds between equal distributions, ``chi^2 / 8 * (1/n_p + 1/n_q)``. Here n is the sample's size,
+      and the count where all values were seen, as a density stands behind finitely many values only by assumption.
+
+    Args:
+        bins: bins of equal share in each side. Ours: 10, as for the population stability index; more lose less, but
+            count more noise.
+
+    Raises:
+        ArgumentError: ``bins`` is below 2.
+    """
+
+    bins: int = 10
+
+    needs: ClassVar[frozenset[str]] = frozenset({"quantiles"})
+    symmetric: ClassVar[bool] = True
+    metric: ClassVar[bool] = False
+    homogeneity: ClassVar[float] = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bins, int) or self.bins < 2:
+            raise ArgumentError(f"bins must be an int of at least 2; got {self.bins!r}")
+
+    def _value(self, p: Summary, q: Summary) -> FloatArray:
+        return np.sqrt(_divergence(p, q, self.bins))
+
+    def _error(self, p: Summary, q: Summary) -> FloatArray:
+        both = shares.binned(p, q, _cuts(p, q, self.bins))
+        n_p, n_q = shares.draws(p), shares.draws(q)
+        square = _term(both.p, both.q).sum(-1)
+        lost = np.abs(square - _divergence(p, q, max(self.bins // 2, 1)))
+        change = lost + shares.grid_change(_term, both) + shares.sampling_change(_slopes, both.p, both.q, n_p, n_q)
+        noise = shares.null_quantile((both.p + both.q > 0).sum(-1)) / 8 * (1 / n_p + 1 / n_q)
+        up = np.sqrt(square + change) - np.sqrt(square)
+        down = np.sqrt(square) - np.sqrt(np.maximum(square - change - noise, 0))
+        return np.asarray(np.minimum(np.maximum(up, down), np.sqrt(np.log(2))))
+
+
+def _cuts(p: Summary, q: Summary, bins: int) -> shares.Cuts:
+    levels = np.arange(bins + 1) / bins
+    return shares.cuts_at(p, levels) | shares.cuts_at(q, levels)
+
+
+def _divergence(p: Summary, q: Summary, bins: int) -> FloatArray:
+    cuts = _cuts(p, q, bins)
+    return np.asarray(_term(shares.shares_of(p, cuts), shares.shares_of(q, cuts)).sum(-1))
+
+
+def _term(p: FloatArray, q: FloatArray) -> FloatArray:
+    """Each bin's part of the divergence.
+
+    With e = (p - q) / (p + q) it is (p + q) / 4 * (ln(1 - e^2) + e ln(p / q)), which unlike the textbook's sum does
+    not cancel where p and q are close.
+    """
+    total = p + q
+    contrast = np.where(total > 0, (p - q) / total, 0.0)
+    inside = np.log1p(-(contrast**2)) + contrast * np.log(np.where(total > 0, p / q, 1.0))
+    term: FloatArray = total / 4 * np.where(np.abs(contrast) < 1, inside, 2 * np.log(2))
+    return term
+
+
+def _slopes(p: FloatArray, q: FloatArray) -> tuple[FloatArray, FloatArray]:
+    return np.log(2 * p / (p + q)) / 2, np.log(2 * q / (p + q)) / 2

@@ -1,0 +1,23 @@
+"""What can go wrong, said so that the reader knows what to do next."""
+
+__all__ = ["ArgumentError", "BnprobeError", "RunBusyError", "RunError", "SelectionError"]
+
+
+class BnprobeError(Exception):
+    """Base of every error that bnprobe raises on purpose."""
+
+
+class ArgumentError(BnprobeError, ValueError):
+    """An argument is not usable: the message names it, what came and what would be right."""
+
+
+class SelectionError(ArgumentError):
+    """A layer selection matches nothing; the message lists names that are near."""
+
+
+class RunError(BnprobeError):
+    """A run directory is missing, is no run directory, or lacks what was asked of it."""
+
+
+class RunBusyError(RunError):
+    """Another live writer holds the run directory."""

@@ -1,0 +1,96 @@
+"""Moments that autograd has already computed: what a norm layer's backward node keeps from its forward.
+
+A training forward of batch, layer or group normalization saves the mean and the inverse standard deviation of
+every group that it normalized (``grad_fn._saved_result1`` and ``_saved_result2``). Reading them costs nothing.
+They are believed only where the node surely belongs to this layer's own input.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnprobe.hooks.sites import Site
+
+__all__ = ["GroupMoments", "batch_moments", "output_moments", "saved_moments"]
+
+_BATCH_NODES = {"NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0"}
+_SAMPLE_NODES = {"NativeLayerNormBackward0", "NativeGroupNormBackward0"}
+
+
+class GroupMoments(NamedTuple):
+    """Mean and biased variance of equally large groups of values that together are the whole tensor.
+
+    Attributes:
+        count: values in each group.
+        mean, variance: ``[G]``; G is C where ``by_channel``.
+        by_channel: whether group g is channel g.
+        source: ``saved`` or ``computed``.
+    """
+
+    count: int
+    mean: Tensor
+    variance: Tensor
+    by_channel: bool
+    source: str
+
+
+def saved_moments(site: Site, inputs: Tensor, output: Tensor) -> GroupMoments | None:
+    """Moments of a norm layer's input, ``[C]`` for batch norm, one a sample (and group) for layer and group norm.
+
+    The variance is ``1 / invstd^2 - eps``: exact to the rounding of the layer's own arithmetic, absolutely about
+    ``eps * 1e-7`` where the channel is nearly constant.
+    """
+    node = output.grad_fn
+    if node is None or inputs.numel() == 0:
+        return None
+    name = node.name()
+    if name not in (_BATCH_NODES if site.family == "batch_norm" else _SAMPLE_NODES):
+        return None
+    if not _normalizes(site.module, node, inputs):
+        return None
+    mean, invstd = node._saved_result1.detach().reshape(-1), node._saved_result2.detach().reshape(-1)
+    if mean.numel() == 0 or inputs.numel() % mean.numel():
+        return None  # batch norm in eval mode saves nothing
+    variance = (invstd.square().reciprocal() - _eps(node, site.module)).clamp_min_(0)
+    by_channel = site.family == "batch_norm"
+    return GroupMoments(inputs.numel() // mean.numel(), mean, variance, by_channel, "saved")
+
+
+def output_moments(site: Site, inputs: GroupMoments) -> GroupMoments | None:
+    """Moments of a batch norm's output: mean beta, variance ``gamma^2 v / (v + eps)``."""
+    if inputs.source != "saved" or not inputs.by_channel or type(site.module).forward is not _BatchNorm.forward:
+        return None
+    variance = inputs.variance / (inputs.variance + site.module.eps)
+    gamma, beta = site.module.weight, site.module.bias
+    if gamma is not None:
+        variance = variance * gamma.detach().square()
+    mean = beta.detach().clone() if beta is not None else torch.zeros_like(variance)
+    return GroupMoments(inputs.count, mean, variance, True, inputs.source)
+
+
+def batch_moments(inputs: Tensor) -> GroupMoments | None:
+    """Moments of a batch norm's input by a pass over ``[N, C, ...]``, where autograd saved none."""
+    if inputs.dim() < 2 or inputs.numel() == 0:
+        return None
+    values = inputs.detach()
+    values = values if values.dtype == torch.float64 else values.float()
+    variance, mean = torch.var_mean(values, dim=[0, *range(2, values.dim())], correction=0)
+    return GroupMoments(values.numel() // values.shape[1], mean, variance, True, "computed")
+
+
+def _eps(node: torch.autograd.graph.Node, module: nn.Module) -> float:
+    for attribute in ("_saved_eps", "_saved_epsilon"):  # native and cuDNN spelling; layer norm keeps none
+        if hasattr(node, attribute):
+            return float(getattr(node, attribute))
+    return float(module.eps)  # type: ignore[arg-type]
+
+
+def _normalizes(module: nn.Module, node: torch.autograd.graph.Node, inputs: Tensor) -> bool:
+    """Whether the node's input is the layer's: a subclass may transform it on the way."""
+    try:
+        saved = node._saved_input
+    except RuntimeError:  # changed in place since, or already freed: nothing can be said
+        return False
+    return bool(saved.data_ptr() == inputs.data_ptr() and saved.numel() == inputs.numel())

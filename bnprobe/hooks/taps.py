@@ -1,0 +1,268 @@
+"""Listening to a model's layers; the only file that registers hooks.
+
+The hooks are PyTorch's *global* module hooks, filtered by module identity: nothing is put on the model itself. So a
+``deepcopy`` or a pickle of a model that is listened to is a plain model, fast paths that are switched off by hooks on a
+layer stay on, and taking a tap off leaves no trace.
+
+A tap reads. It keeps no graph alive (tensors are handed on while the hook runs and then let go), draws from no global
+random stream and never waits for the device.
+"""
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+from bnprobe.hooks.flow import Flow
+from bnprobe.hooks.sites import Site
+
+__all__ = ["Call", "Listener", "OptimizerTaps", "Seen", "Taps", "tensors_in", "why_unreadable"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call:
+    """One call of one layer: which layer, the how many-eth of this forward, whether the root was training."""
+
+    site: Site
+    index: int
+    training: bool
+
+
+class Listener(Protocol):
+    """What a tap reports to."""
+
+    def listening(self) -> bool:
+        """Whether anything is wanted now; asked at every call, so it must be quick."""
+
+    def forward_begins(self, training: bool) -> None:
+        """The root's forward begins."""
+
+    def about_to_change(self, call: Call, inputs: list["Seen"]) -> Any:
+        """A layer will overwrite its inputs: the last chance to read them. What is returned comes with ``called``."""
+
+    def called(self, call: Call, inputs: list["Seen"] | None, outputs: list["Seen"], read_before: Any) -> None:
+        """A layer has run; ``inputs`` is None where they were overwritten, and then ``read_before`` was made of them."""
+
+    def graded(self, call: Call, place: str, gradient: Tensor) -> None:
+        """The gradient at an output of a layer has arrived."""
+
+
+@dataclasses.dataclass(slots=True)
+class Seen:
+    """A tensor at a place.
+
+    Attributes:
+        place: ``input``, ``output.1`` ...
+        tensor: the tensor.
+        memory: None, or what the listener remembers of this very tensor since another layer showed it.
+    """
+
+    place: str
+    tensor: Tensor
+    memory: Any = None
+
+
+class Taps:
+    """Hooks on a set of layers, until :meth:`remove`.
+
+    Args:
+        sites: the layers.
+        root: the module whose forward is one pass through the model.
+        listener: who is told.
+    """
+
+    def __init__(self, sites: Iterable[Site], root: nn.Module, listener: Listener) -> None:
+        self._sites = {id(site.module): site for site in sites}
+        self._root, self._listener = root, listener
+        self._inside, self._training = False, root.training
+        self._calls: dict[Site, int] = {}
+        self._again: dict[Site, int] = {}
+        self._before_change: dict[Site, tuple[Any, list[Any]]] = {}
+        self._known = _Identities()
+        self._leaves: list[RemovableHandle] = []
+        self.flow = Flow()
+        self._handles = [register_module_forward_pre_hook(self._before)]
+        try:
+            self._handles.append(register_module_forward_hook(self._after, with_kwargs=True))
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Take all hooks off; doing it twice does no harm."""
+        for handle in (*self._handles, *self._leaves):
+            handle.remove()
+        self._handles, self._leaves = [], []
+        self._known.forget()
+
+    def step_done(self) -> None:
+        """A training step is over: calls count anew, and hooks on leaf tensors go."""
+        for handle in self._leaves:
+            handle.remove()
+        self._leaves = []
+        self._again.clear()
+        if not self._inside:
+            self._known.forget()
+
+    def remember(self, tensor: Tensor, memory: Any) -> None:
+        """Keep ``memory`` for when another layer shows this very tensor, unchanged."""
+        self._known.keep(tensor, memory)
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if module is self._root and not _recomputing():
+            self._begin()
+        # Only a layer that works in place has to be caught before it runs; all others are read when they have.
+        if getattr(module, "inplace", False) is True and id(module) in self._sites and self._awake():
+            site = self._sites[id(module)]
+            inputs = self._show("input", enumerate(args))
+            nodes = [one.tensor.grad_fn for one in inputs]
+            self._before_change[site] = (self._listener.about_to_change(self._call(site, 0), inputs), nodes)
+
+    def _awake(self) -> bool:
+        return self._listener.listening() and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+    def _begin(self) -> None:
+        self._inside, self._training = True, self._root.training
+        self._calls.clear()
+        self._known.forget()
+        self._listener.forward_begins(self._training)
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        site = self._sites.get(id(module))
+        if site is not None and self._awake():
+            self._tell(site, args, kwargs, output)
+        if module is self._root and not _recomputing():
+            self._inside = False
+            self.flow.settle()
+
+    def _tell(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        recomputing = _recomputing()
+        call = self._call(site, self._count(site, recomputing))
+        outputs = self._show("output", (("", output),))
+        if not recomputing:  # under activation checkpointing the first pass has been told already
+            read_before, nodes = self._before_change.pop(site, (None, None))
+            inputs = None
+            if nodes is None:
+                inputs = self._show("input", (*enumerate(args), *kwargs.items()))
+                nodes = [one.tensor.grad_fn for one in inputs]
+            if self._inside:
+                self.flow.saw(site.name, nodes, [one.tensor.grad_fn for one in outputs])
+            self._listener.called(call, inputs, outputs, read_before)
+        self._wait_for_gradients(call, outputs)
+
+    def _call(self, site: Site, index: int) -> Call:
+        return Call(site, index, self._training if self._inside else self._root.training)
+
+    def _count(self, site: Site, recomputing: bool) -> int:
+        if not (self._inside or recomputing):
+            return 0  # called past the root: no forward to count within
+        counts = self._again if recomputing else self._calls
+        counts[site] = counts.get(site, -1) + 1
+        return counts[site]
+
+    def _show(self, place: str, values: Iterable[tuple[Any, Any]]) -> list[Seen]:
+        found = [one for key, value in values for one in tensors_in(value, str(key))]
+        find = self._known.find
+        return [Seen(f"{place}.{path}" if i else place, tensor, find(tensor)) for i, (path, tensor) in enumerate(found)]
+
+    def _wait_for_gradients(self, call: Call, outputs: list[Seen]) -> None:
+        for one in outputs:
+            if not one.tensor.requires_grad or not torch.is_grad_enabled():
+                continue
+            place = one.place.replace("output", "grad_output", 1)
+            handle = one.tensor.register_hook(self._gradient_reader(call, place))
+            if one.tensor.is_leaf:  # a parameter outlives its graph: this hook must be taken off by hand
+                self._leaves.append(handle)
+
+    def _gradient_reader(self, call: Call, place: str) -> Callable[[Tensor], None]:
+        listener = self._listener
+
+        def read(gradient: Tensor) -> None:
+            if listener.listening():
+                listener.graded(call, place, gradient)
+
+        return read
+
+
+class OptimizerTaps:
+    """Hooks before and after an optimizer's ``step()``, until :meth:`remove`."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, before: Callable[[], None], after: Callable[[], None]) -> None:
+        self._handles = [
+            optimizer.register_step_pre_hook(lambda *_: before()),
+            optimizer.register_step_post_hook(lambda *_: after()),
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off; doing it twice does no harm."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+class _Identities:
+    """What was remembered of tensors, found again by identity as long as they live and nobody writes into them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[weakref.ref[Tensor], int, Any]] = {}
+
+    def keep(self, tensor: Tensor, memory: Any) -> None:
+        if not tensor.is_inference():  # inference tensors have no version to tell a write by
+            self._kept[id(tensor)] = (weakref.ref(tensor), tensor._version, memory)
+
+    def find(self, tensor: Tensor) -> Any:
+        kept = self._kept.get(id(tensor))
+        if kept is None or kept[0]() is not tensor or kept[1] != tensor._version:
+            return None
+        return kept[2]
+
+    def forget(self) -> None:
+        self._kept.clear()
+
+
+def tensors_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Tensors in tuples, lists, mappings and dataclasses, each with its path (``1.0``, ``hidden``)."""
+    if isinstance(value, Tensor):
+        yield path, value
+        return
+    for key, inner in _items(value):
+        yield from tensors_in(inner, f"{path}.{key}" if path else str(key))
+
+
+def why_unreadable(tensor: Tensor) -> str:
+    """Why a tensor is not measured, or an empty string where it can be."""
+    if type(tensor) is not Tensor and type(tensor) is not nn.Parameter and type(tensor) is not nn.Buffer:
+        return f"{type(tensor).__name__} is no plain tensor"
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return "the layer ran inside a torch.func transform"
+    if not tensor.dtype.is_floating_point:
+        return f"{str(tensor.dtype).removeprefix('torch.')} values"
+    if tensor.layout is not torch.strided:
+        return f"{str(tensor.layout).removeprefix('torch.')} layout"
+    if tensor.device.type == "meta":
+        return "meta tensors hold no values"
+    return "no values" if tensor.numel() == 0 else ""
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, Mapping):
+        return value.items()
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        # A packed sequence's other fields count and order; they are no activations.
+        fields = ("data",) if isinstance(value, nn.utils.rnn.PackedSequence) else value._fields
+        return [(name, getattr(value, name)) for name in fields]
+    if isinstance(value, tuple | list):
+        return enumerate(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    return ()
+
+
+def _recomputing() -> bool:
+    """Whether a backward pass is running in this thread, as when a checkpointed forward is run again."""
+    return bool(torch._C._current_graph_task_id() != -1)

@@ -1,0 +1,159 @@
+"""Nonlinearities that pass no signal on: saturated inputs and dead units."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bnprobe.errors import ArgumentError
+from bnprobe.hooks.sites import Site
+from bnprobe.records import COMPUTED, SAMPLED, Measured
+from bnprobe.statistics.base import Observation, Statistic
+
+__all__ = ["Saturation"]
+
+_BOUNDED = (nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Hardsigmoid, nn.Softsign)
+_RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.Threshold)
+
+
+class SaturationState(NamedTuple):
+    """Counts by channel, ``[C]`` each: values seen, values of interest, size of the population."""
+
+    seen: Tensor
+    hits: Tensor
+    total: int
+    dead: bool
+
+
+@dataclass(frozen=True)
+class Saturation(Statistic):
+    """Share of a bounded nonlinearity's inputs in its flat region; share of rectified units that are dead.
+
+    ``saturated`` (place ``input`` of sigmoid, tanh, hardtanh, hardsigmoid, softsign): the share of values where the
+    slope is below ``flat`` times the largest slope; per channel as well. ``dead`` (place ``output`` of ReLU and its
+    kin): the share of channels without a single positive value. From a sample, ``saturated.error`` is half a 95 %
+    interval, and ``dead.error`` is the share of positive values that a channel may have and still be counted as dead.
+
+    Args:
+        flat: 0.1 (ours): the gradient is cut to a tenth; for a sigmoid ``|x| > 3.64``.
+        exact: read every value.
+    """
+
+    flat: float = 0.1
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.flat < 1:
+            raise ArgumentError(f"flat must lie between 0 and 1; got {self.flat!r}")
+
+    @property
+    def knows_layers(self) -> bool:
+        """What is flat depends on the nonlinearity."""
+        return True
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether every value is read."""
+        return self.exact
+
+    def applies(self, site: Site, place: str) -> bool:
+        """Inputs of bounded nonlinearities, outputs of rectifiers."""
+        if place == "input":
+            return isinstance(site.module, _BOUNDED)
+        return place == "output" and isinstance(site.module, _RECTIFIERS)
+
+    def update(self, state: SaturationState | None, seen: Observation) -> SaturationState:
+        """One more tensor."""
+        dead = seen.place == "output"
+        if self.exact:
+            values = seen.by_channel()
+            channel, channels = None, len(values)
+        else:
+            values, channel, channels = seen.sample.values.float(), seen.sample.channel, seen.sample.channels
+        hit = values > 0 if dead else self._is_flat(seen.site.module, values)
+        valid = values.isfinite()
+        counts = [_count(mask, channel, channels) for mask in (valid, hit & valid)]
+        return self.merge(state, SaturationState(*counts, seen.count, dead))  # type: ignore[return-value]
+
+    def merge(self, a: SaturationState | None, b: SaturationState | None) -> SaturationState | None:
+        """Sums of counts."""
+        if a is None or b is None:
+            return a or b
+        return SaturationState(a.seen + b.seen, a.hits + b.hits, a.total + b.total, a.dead)
+
+    def finish(self, states: Sequence[SaturationState]) -> Mapping[str, Measured]:
+        """``saturated`` or ``dead`` of R states, NaN where a state is of the other kind."""
+        return {
+            name: measured
+            for name, dead in (("saturated", False), ("dead", True))
+            if (measured := _measured(states, dead)) is not None
+        }
+
+    def _is_flat(self, module: nn.Module, values: Tensor) -> Tensor:
+        low, high = self._steep(module)
+        return (values < low) | (values > high)
+
+    def _steep(self, module: nn.Module) -> tuple[float, float]:
+        """The interval where the slope is at least ``flat`` of its largest."""
+        if isinstance(module, nn.Hardtanh):
+            return module.min_val, module.max_val
+        if isinstance(module, nn.Hardsigmoid):
+            return -3.0, 3.0
+        if isinstance(module, nn.Softsign):  # 1 / (1 + |x|)^2
+            edge = self.flat**-0.5 - 1
+        else:  # 1 - tanh(x)^2; a sigmoid is a tanh at half the argument
+            edge = math.atanh(math.sqrt(1 - self.flat)) * (2 if isinstance(module, nn.Sigmoid) else 1)
+        return -edge, edge
+
+
+def _count(mask: Tensor, channel: Tensor | None, channels: int) -> Tensor:
+    if mask.dim() == 2:
+        return mask.sum(1)
+    if channel is None:
+        return mask.sum()[None]
+    return torch.zeros(channels, dtype=torch.int64, device=mask.device).index_add_(0, channel, mask.long())
+
+
+def _measured(states: Sequence[SaturationState], dead: bool) -> Measured | None:
+    if not any(state.dead == dead for state in states):
+        return None
+    value, error = np.full(len(states), np.nan), np.full(len(states), np.nan)
+    channels: list[NDArray[np.float64] | None] = [None] * len(states)
+    source = [COMPUTED] * len(states)
+    for row, state in enumerate(states):
+        if state.dead != dead:
+            continue
+        seen, hits = state.seen.double().cpu().numpy(), state.hits.double().cpu().numpy()
+        exact = seen.sum() == state.total
+        source[row] = COMPUTED if exact else SAMPLED
+        value[row], error[row], channels[row] = (_dead if dead else _share)(seen, hits)
+        error[row] = 0.0 if exact else error[row]
+    return Measured(value, source, error, channels)
+
+
+_Result = tuple[float, float, NDArray[np.float64]]
+
+
+def _share(seen: NDArray[np.float64], hits: NDArray[np.float64]) -> _Result:
+    n, z2 = max(seen.sum(), 1.0), 1.959964**2
+    share = hits.sum() / n if seen.sum() else math.nan
+    half = math.sqrt(z2) / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return share, half, _ratio(hits, seen)
+
+
+def _dead(seen: NDArray[np.float64], hits: NDArray[np.float64]) -> _Result:
+    silent = np.where(seen > 0, (hits == 0).astype(float), np.nan)
+    looked = seen > 0
+    share = float(silent[looked].mean()) if looked.any() else math.nan
+    return share, 1 - 0.05 ** (1 / max(seen.min(), 1.0)), silent
+
+
+def _ratio(
+    hits: NDArray[np.float64], seen: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    return np.divide(hits, seen, out=np.full_like(hits, np.nan), where=seen > 0)

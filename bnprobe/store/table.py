@@ -1,0 +1,202 @@
+"""From measurements to one wide Arrow table: a row a record, a group of columns a statistic.
+
+This runs inside the training process at every flush, so it touches each array once and leaves loops over cells
+to numpy and Arrow.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from bnprobe.errors import ArgumentError
+from bnprobe.records import COMPUTED, KEYS, SAMPLED, SAVED, Measured, Record
+
+__all__ = ["CHANNELS", "COUNT", "ERROR", "GRID", "KEY_TYPES", "SOURCE", "Placed", "build_table"]
+
+COUNT = "count"
+ERROR, SOURCE, CHANNELS, GRID = ".error", ".source", ".channels", ".grid"
+_NAMES = pa.dictionary(pa.int32(), pa.string())
+KEY_TYPES = {
+    "step": pa.int64(),
+    "phase": _NAMES,
+    "layer": _NAMES,
+    "call": pa.int32(),
+    "place": _NAMES,
+    COUNT: pa.int64(),
+}
+
+_SOURCES = (SAVED, COMPUTED, SAMPLED)
+_SOURCE_CODE = {source: code for code, source in enumerate(_SOURCES)}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One statistic of some of the records of a table.
+
+    Attributes:
+        rows: ``[R]`` positions of the records that were measured, in any order.
+        measured: what was measured of them, in the order of ``rows``.
+    """
+
+    rows: NDArray[np.integer[Any]]
+    measured: Measured
+
+
+def build_table(records: Sequence[Record], placed: Mapping[str, Sequence[Placed]]) -> pa.Table:
+    """The wide table of some records, as `bnprobe.records` describes it.
+
+    Columns are keys, count, then per statistic (in the order of ``placed``) its value or grid, ``.error``, ``.source``
+    and, where at least one record has them, ``.channels``. NaN becomes null: the statistic does not exist for that
+    record. A NaN *inside* channel values or a grid stays, for a list has no other way to leave a place empty.
+
+    Args:
+        records: keys and counts, one a row.
+        placed: statistic's name to what was measured of which rows. No row may be placed twice for one statistic.
+
+    Raises:
+        ArgumentError: a name cannot be a column group, rows are outside of ``records`` or placed twice, lengths do not
+            fit, or a source is unknown.
+    """
+    columns = _keys(records)
+    for name, groups in placed.items():
+        _check_name(name)
+        if any(len(group.rows) for group in groups):
+            columns.update(_statistic(name, groups, len(records)))
+    return pa.table(columns)
+
+
+def _keys(records: Sequence[Record]) -> dict[str, pa.Array]:
+    return {key: _key(list(map(attrgetter(key), records)), KEY_TYPES[key]) for key in (*KEYS, COUNT)}
+
+
+def _key(values: list[int] | list[str], kind: pa.DataType) -> pa.Array:
+    return pa.array(values, pa.string()).dictionary_encode() if kind == _NAMES else pa.array(values, kind)
+
+
+def _check_name(name: str) -> None:
+    if not name or name in KEY_TYPES or name.endswith((ERROR, SOURCE, CHANNELS, GRID)):
+        reserved = ", ".join([*KEY_TYPES, *(f"*{suffix}" for suffix in (ERROR, SOURCE, CHANNELS, GRID))])
+        raise ArgumentError(f"a statistic cannot be named {name!r}: it must not be empty nor one of {reserved}")
+
+
+def _statistic(name: str, groups: Sequence[Placed], size: int) -> dict[str, pa.Array]:
+    measured = [group.measured for group in groups]
+    rows = np.concatenate([np.asarray(group.rows, dtype=np.int64) for group in groups])
+    position = _positions(name, rows, size)
+    lengths = [len(group.rows) for group in groups]
+    columns: dict[str, pa.Array] = {}
+    if any(each.grid is not None for each in measured):
+        columns[name + GRID], exists = _grid(name, measured, lengths, position)
+    else:
+        value = _scatter(_joined(name, "value", [each.value for each in measured], lengths), position)
+        columns[name], exists = pa.array(value, from_pandas=True), ~np.isnan(value)
+    error = _scatter(_joined(name, "error", [each.error for each in measured], lengths), position)
+    columns[name + ERROR] = pa.array(np.where(exists, error, np.nan), from_pandas=True)
+    channels = _channels(name, measured, lengths, position)
+    if channels is not None:
+        exists |= channels.is_valid().to_numpy(zero_copy_only=False)
+    codes = np.concatenate([_source_codes(name, each.source, n) for each, n in zip(measured, lengths, strict=True)])
+    columns[name + SOURCE] = pa.DictionaryArray.from_arrays(
+        pa.array(codes[position], mask=~exists), pa.array(_SOURCES, pa.string())
+    )
+    if channels is not None:
+        columns[name + CHANNELS] = channels
+    return columns
+
+
+def _positions(name: str, rows: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """For each record the place of its measurement among the joined groups; -1 where it has none."""
+    if rows.size and (rows.min() < 0 or rows.max() >= size):
+        raise ArgumentError(f"rows of {name!r} must be positions in the {size} records; got {rows.min()}..{rows.max()}")
+    position = np.full(size, -1, dtype=np.int64)
+    position[rows] = np.arange(rows.size)
+    if np.count_nonzero(position >= 0) != rows.size:
+        twice = np.flatnonzero(np.bincount(rows) > 1)[0]
+        raise ArgumentError(f"rows of {name!r} must be placed once each; record {twice} is placed more than once")
+    return position
+
+
+def _joined(
+    name: str, what: str, arrays: Iterable[NDArray[np.float64] | None], lengths: Sequence[int]
+) -> NDArray[np.float64]:
+    """The groups' arrays one after the other; an error of None says exact, which is an error of 0."""
+    pieces = [np.zeros(n) if each is None else np.asarray(each) for each, n in zip(arrays, lengths, strict=True)]
+    for piece, n in zip(pieces, lengths, strict=True):
+        if piece.shape != (n,):
+            raise ArgumentError(f"{what} of {name!r} must have shape [{n}], one a row; got {list(piece.shape)}")
+    return np.concatenate(pieces, dtype=np.float64, casting="unsafe")
+
+
+def _scatter(values: NDArray[np.float64], position: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.where(position >= 0, values[position], np.nan)
+
+
+def _source_codes(name: str, source: str | Sequence[str], length: int) -> NDArray[np.int8]:
+    try:
+        if isinstance(source, str):
+            return np.full(length, _SOURCE_CODE[source], dtype=np.int8)
+        codes = np.fromiter((_SOURCE_CODE[each] for each in source), dtype=np.int8)
+    except KeyError as error:
+        raise ArgumentError(f"source of {name!r} must be one of {', '.join(_SOURCES)}; got {error}") from None
+    if codes.size != length:
+        raise ArgumentError(f"source of {name!r} must be one for all or {length}, one a row; got {codes.size}")
+    return codes
+
+
+def _grid(
+    name: str, measured: Sequence[Measured], lengths: Sequence[int], position: NDArray[np.int64]
+) -> tuple[pa.Array, NDArray[np.bool_]]:
+    grids = [np.empty((0, 0)) if each.grid is None else np.asarray(each.grid) for each in measured]
+    for grid, n in zip(grids, lengths, strict=True):
+        if grid.ndim != 2 or len(grid) != n:
+            raise ArgumentError(f"grid of {name!r} must have shape [{n}, levels]; got {list(grid.shape)}")
+    widths = np.concatenate([np.full(len(grid), grid.shape[1], dtype=np.int32) for grid in grids])
+    empty = np.concatenate([np.isnan(grid).all(axis=1) for grid in grids])
+    lists = _lists([grid.reshape(-1) for grid in grids], widths, empty, position)
+    return lists, lists.is_valid().to_numpy(zero_copy_only=False)
+
+
+def _channels(
+    name: str, measured: Sequence[Measured], lengths: Sequence[int], position: NDArray[np.int64]
+) -> pa.Array | None:
+    pieces: list[NDArray[Any]] = []
+    widths: list[NDArray[np.int32]] = []
+    empty: list[NDArray[np.bool_]] = []
+    for each, n in zip(measured, lengths, strict=True):
+        channels: Any = each.channels
+        if channels is not None and len(channels) != n:
+            raise ArgumentError(f"channels of {name!r} must be {n} arrays, one a row; got {len(channels)}")
+        if channels is None:
+            widths.append(np.zeros(n, dtype=np.int32))
+            empty.append(np.ones(n, dtype=np.bool_))
+        elif isinstance(channels, np.ndarray) and channels.ndim == 2:  # a block of equal widths needs no loop
+            pieces.append(channels.reshape(-1))
+            widths.append(np.full(n, channels.shape[1], dtype=np.int32))
+            empty.append(np.zeros(n, dtype=np.bool_))
+        else:
+            pieces += [one for one in channels if one is not None]
+            widths.append(np.array([0 if one is None else len(one) for one in channels], dtype=np.int32))
+            empty.append(np.array([one is None for one in channels], dtype=np.bool_))
+    missing = np.concatenate(empty)
+    return None if missing.all() else _lists(pieces, np.concatenate(widths), missing, position)
+
+
+def _lists(
+    pieces: Sequence[NDArray[Any]],
+    widths: NDArray[np.int32],
+    empty: NDArray[np.bool_],
+    position: NDArray[np.int64],
+) -> pa.Array:
+    """One list of float64 a record from values that lie one after the other in the order of the groups."""
+    values = np.concatenate(pieces, dtype=np.float64, casting="unsafe") if pieces else np.empty(0)
+    offsets = np.zeros(widths.size + 1, dtype=np.int32)
+    np.cumsum(widths, out=offsets[1:])
+    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), mask=pa.array(empty) if empty.any() else None)
+    if empty.any() or not np.array_equal(position, np.arange(widths.size)):
+        lists = lists.take(pa.array(position, mask=position < 0))
+    return lists
