@@ -40,7 +40,8 @@ def run(
     seeds: Annotated[int | None, typer.Option(min=1, help="Paired seeds; default: as the scale has it.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Trials side by side; default: one a processor.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Results folder; default: results/NAME/DATA-SCALE. Finished trials are kept there.")
+        Path | None,
+        typer.Option(help="Results folder; default: results/NAME/DATA-SCALE. Finished trials are kept there."),
     ] = None,
 ) -> None:
     """Train, judge and write a report. A run that was interrupted goes on where it was."""

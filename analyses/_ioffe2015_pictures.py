@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import Collection
+from matplotlib.ticker import MaxNLocator
 
 import bnprobe
 from analyses._ioffe2015_results import LAST, SHARED, STD, Arm, Results
@@ -11,6 +14,7 @@ from analyses.pictures import ARM_COLORS, Lines, learning_curves, percentile_ban
 from analyses.travel import LEVELS, UnitPaths, over_units
 from bnprobe.plots import drift_map, style
 from bnprobe.report import Figure, Table
+from bnprobe.report.page import Cell
 
 __all__ = ["draw", "tables"]
 
@@ -38,26 +42,25 @@ def tables(results: Results) -> Sequence[Table]:
     ]
 
 
-# --- pictures ----------------------------------------------------------------------------------------------------------
+# --- pictures ---------------------------------------------------------------------------------------------------------
 
 
 def _figure_1(results: Results) -> Figure:
-    with style.theme():
-        left, *panels = style.new_axes(13.0, 3.9, columns=3)
+    with style.canvases(None, 13.0, 3.9, columns=3) as (left, *rest):
         curves = {name: Lines(*results.curves(arm)) for name, arm in zip(_NAMES, SHARED, strict=True)}
         learning_curves(left, curves, "test accuracy")
         left.axvline(results.scale.compare_at, color=style.INK, linewidth=0.8, linestyle=":")
         left.set_title("a) test accuracy")
-        for letter, name, arm, color, ax in zip("bc", _NAMES, SHARED, ARM_COLORS, panels, strict=True):
+        for letter, name, arm, color, ax in zip("bc", _NAMES, SHARED, ARM_COLORS, rest, strict=True):
             paths = results.paths(arm)[0]
             unit = results.settled(arm)[0].typical()
             percentile_band(ax, paths.steps, {level: paths.with_band(level, unit) for level in LEVELS}, color)
             ax.set_title(f"{letter}) {name}, unit {unit}")
-        panels[0].set_ylabel(f"input of a sigmoid of {LAST.split('.')[0]}")
-        _common_limits(panels)
+        rest[0].set_ylabel(f"input of a sigmoid of {LAST.split('.')[0]}")
+        _common_limits(rest)
     rate = SHARED[0].learning_rate
-    return Figure(
-        left.figure,
+    return _shown(
+        left,
         f"As figure 1 of the paper, on {results.dataset.name}, both networks at learning rate {rate:g}. "
         f"a) Test accuracy, {_over_seeds(results)}; the dotted line is "
         "the step of comparison. b, c) Percentiles over the test images of the input of one sigmoid of the last hidden "
@@ -69,50 +72,60 @@ def _figure_1(results: Results) -> Figure:
     )
 
 
+def _shown(ax: Axes, caption: str, alt: str, *, wide: bool = False) -> Figure:
+    drawing = ax.get_figure(root=True)
+    assert drawing is not None, "Axes that were just drawn on have a figure"
+    return Figure(drawing, caption, alt, wide)
+
+
 def _over_seeds(results: Results) -> str:
     n = results.scale.seeds
     return f"mean over {n} seeds, band: lowest to highest seed" if n > 1 else "one seed"
 
 
-def _common_limits(axes: Sequence[style.Axes]) -> None:
+def _common_limits(axes: Sequence[Axes]) -> None:
     limits = np.array([ax.get_ylim() for ax in axes])
     for ax in axes:
         ax.set_ylim(limits[:, 0].min(), limits[:, 1].max())
 
 
 def _drift(results: Results) -> Figure:
-    with style.theme():
-        axes = style.new_axes(13.0, 4.4, columns=2)
+    with style.canvases(None, 13.0, 4.4, columns=2) as axes:
         for name, arm, ax in zip(_NAMES, SHARED, axes, strict=True):
             drift_map(results.runs(arm)[0], ax=ax, place="input", phase="eval")
             ax.set_title(name)
-        maps = [ax.collections[0] for ax in axes]
-        top = max(one.get_clim()[1] for one in maps)
-        for one in maps:  # one scale, so that the two can be compared
-            one.set_clim(0, top)
-    return Figure(
-        axes[0].figure,
+        _common_colors([ax.collections[0] for ax in axes])
+    return _shown(
+        axes[0],
         "How far the distribution of each layer's input over the test images has moved since before the first step: "
-        "Wasserstein-1 distance in standard deviations of the first record, seed 0. Both maps have the same colours.",
+        "Wasserstein-1 distance in standard deviations of the first record, seed 0. Both maps have the same colours. "
+        "The first layer reads the images, which do not change: what it shows is the error of sampled quantiles.",
         "Two heat maps, layers down and training steps across: the drift of each layer's input without and with batch "
         "norm.",
         wide=True,
     )
 
 
+def _common_colors(maps: Sequence[Collection]) -> None:
+    """One scale, so that two heat maps can be compared."""
+    top = max(one.get_clim()[1] for one in maps)
+    ticks = [float(tick) for tick in MaxNLocator(nbins=5).tick_values(0, top) if tick <= top]
+    for one in maps:
+        one.set_clim(0, top)
+        if one.colorbar is not None:
+            one.colorbar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+
+
 def _travels(results: Results) -> Figure:
-    with style.theme():
-        ax = style.new_axes(6.2, 3.8)[0]
+    with style.canvas(None, 6.2, 3.8) as ax:
         for name, arm, color in zip(_NAMES, SHARED, ARM_COLORS, strict=True):
             for seed, path in enumerate(results.settled(arm)):
                 shares(ax, path.travel(), color, name if seed == 0 else None)
-        ax.set_xscale("log")
-        style.plain_numbers(ax.xaxis)
         ax.set_xlabel("travel of the median, in interquartile ranges")
         ax.set_ylabel("share of units")
-        ax.legend(loc="best")
-    return Figure(
-        ax.figure,
+        ax.legend(loc="best", frameon=False)
+    return _shown(
+        ax,
         f"Travel of all units of the last hidden layer from step {results.scale.settle:,} on, one line a seed: the "
         "share of units that travel at most so far. Claim C1b is judged by the middle of these lines.",
         "Cumulative shares of units over the travel of their median, for each seed with and without batch norm.",
@@ -121,14 +134,14 @@ def _travels(results: Results) -> Figure:
 
 def _own_rates(results: Results) -> Figure:
     own = results.own()
-    with style.theme():
-        ax = style.new_axes(6.2, 3.8)[0]
+    with style.canvas(None, 6.2, 3.8) as ax:
         arms = {
-            f"{name}, rate {arm.learning_rate:g}": Lines(*_until(results, arm)) for name, arm in zip(_NAMES, own, strict=True)
+            f"{name}, rate {arm.learning_rate:g}": Lines(*_until(results, arm))
+            for name, arm in zip(_NAMES, own, strict=True)
         }
         learning_curves(ax, arms, "test accuracy")
-    return Figure(
-        ax.figure,
+    return _shown(
+        ax,
         "Test accuracy with each network at its own best learning rate, up to the step of comparison, "
         f"{_over_seeds(results)}.",
         "Test accuracy over training steps, each network at its own learning rate.",
@@ -141,11 +154,11 @@ def _until(results: Results, arm: Arm) -> tuple[np.ndarray, np.ndarray]:
     return steps[kept], accuracy[:, kept]
 
 
-# --- tables ------------------------------------------------------------------------------------------------------------
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def _accuracies(results: Results) -> Table:
-    rows = []
+    rows: list[list[Cell]] = []
     for comparison, arms in (("same learning rate", SHARED), ("own learning rates", results.own())):
         for name, arm in zip(_NAMES, arms, strict=True):
             accuracy, moving = 100 * results.accuracy(arm), 100 * results.accuracy(arm, "moving_accuracy")
@@ -198,7 +211,7 @@ def _search(results: Results, std: float) -> Table:
     best = results.own(std)
     rows = []
     for rate in results.rates(std):
-        cells = []
+        cells: list[Cell] = []
         for arm in (Arm(False, rate, std), Arm(True, rate, std)):
             mark = " (best)" if arm in best else ""
             cells.append(f"{100 * results.held_out(arm)[0]:.2f} %{mark}")
@@ -207,14 +220,15 @@ def _search(results: Results, std: float) -> Table:
     plural = "s" if results.scale.pilots > 1 else ""
     header = ["rate", *(f"{name}, {what}" for name in _NAMES for what in ("held out", "test"))]
     caption = (
-        f"Accuracy at step {results.scale.compare_at:,} by learning rate, initial weights of standard deviation {std:g}; "
-        f"held out: mean over {results.scale.pilots} pilot run{plural} that did not train on these images. Verdicts use {STD:g}."
+        f"Accuracy at step {results.scale.compare_at:,} by learning rate, initial weights of standard deviation "
+        f"{std:g}; held out: mean over {results.scale.pilots} pilot run{plural} that did not train on these images. "
+        f"Verdicts use {STD:g}."
     )
     return Table(header, rows, caption)
 
 
 def _stability(results: Results) -> Table:
-    rows = []
+    rows: list[list[Cell]] = []
     for name, arm in zip(_NAMES, SHARED, strict=True):
         paths = results.settled(arm)
         w1 = [_mean_step(run, results.scale.settle) for run in results.runs(arm)]
@@ -238,8 +252,8 @@ def _stability(results: Results) -> Table:
     caption = (
         f"Inputs of {LAST} from step {results.scale.settle:,} on, mean over seeds. Travel of the median, what of it "
         "leaves the error band, and the band itself: medians over units, in interquartile ranges, one for the whole "
-        "path of a unit; in ranges of the moment, times at which a unit hardly tells images apart weigh most. W1 is the "
-        "Wasserstein-1 distance of all units together, in standard deviations."
+        "path of a unit; in ranges of the moment, times at which a unit hardly tells images apart weigh most. W1 is "
+        "the Wasserstein-1 distance of all units together, in standard deviations."
     )
     return Table(header, rows, caption)
 
@@ -252,7 +266,7 @@ def _mean_step(run: bnprobe.Run, since: int) -> float:
 def _drift_table(results: Results) -> Table:
     columns = [_last_drift(results, arm) for arm in SHARED]
     names = list(dict.fromkeys(name for column in reversed(columns) for name in column))
-    rows = [[name, *(column.get(name) for column in columns)] for name in names]
+    rows: list[list[Cell]] = [[name, *(column.get(name) for column in columns)] for name in names]
     caption = (
         "Drift of each layer's input over the test images from before the first step to after the last: Wasserstein-1 "
         "distance in standard deviations of the first record, mean over seeds."

@@ -13,7 +13,20 @@ from analyses.data import Dataset
 from analyses.travel import UnitPaths
 from analyses.trials import Finished
 
-__all__ = ["ALL_RATES", "BATCH", "DEPTH", "LAST", "RATES", "SHARED", "SHARED_RATE", "STD", "WIDTH", "Arm", "Results", "Scale"]
+__all__ = [
+    "ALL_RATES",
+    "BATCH",
+    "DEPTH",
+    "LAST",
+    "RATES",
+    "SHARED",
+    "SHARED_RATE",
+    "STD",
+    "WIDTH",
+    "Arm",
+    "Results",
+    "Scale",
+]
 
 WIDTH, DEPTH, BATCH = 100, 3, 60  # the paper's
 LAST = f"hidden{DEPTH}.sigmoid"
@@ -146,5 +159,5 @@ class Results:
         return (
             f"{d.name} ({len(d.y_train):,} {form} training images, {len(d.y_test):,} test images), "
             f"{self.scale.steps:,} updates of {BATCH}, compared at step {self.scale.compare_at:,}, "
-            f"{self.scale.seeds} paired seed{'s' if self.scale.seeds > 1 else ''}"
+            f"{self.scale.seeds} paired seed{'s' if self.scale.seeds > 1 else ''}, on {self.scale.device}"
         )

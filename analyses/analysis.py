@@ -1,4 +1,4 @@
-"""What an analysis is: a module with these names. ``python -m analyses`` finds every module of this folder that has them."""
+"""What an analysis is: a module with the names of ``Analysis``, which ``python -m analyses`` finds by its file name."""
 
 import importlib
 import re

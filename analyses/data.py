@@ -99,7 +99,9 @@ class _Remote:
 
 
 _REMOTE = {
-    "mnist": _Remote("mnist_784", 1, (1, 28, 28), 60_000, "7ea4b60ae284dd6359a4172ef4aae04c62afcbff9a2216f9d9dcef92d9e6e65a"),
+    "mnist": _Remote(
+        "mnist_784", 1, (1, 28, 28), 60_000, "7ea4b60ae284dd6359a4172ef4aae04c62afcbff9a2216f9d9dcef92d9e6e65a"
+    ),
 }
 
 
@@ -133,7 +135,8 @@ def save(data: Dataset, path: Path) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with scratch.open("wb") as file:
-            np.savez_compressed(file, **{key: np.asarray(getattr(data, key)) for key in _ARRAYS})
+            arrays: dict[str, Any] = {key: np.asarray(getattr(data, key)) for key in _ARRAYS}
+            np.savez_compressed(file, **arrays)
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
@@ -183,7 +186,9 @@ def _download(name: str, path: Path) -> Dataset:
     """
     advice = f"put {path.name} into {path.parent}, or set {FOLDER_VARIABLE} to the folder that holds it"
     if name not in _REMOTE:
-        raise DataError(f"no data set {name!r}: digits is bundled, {', '.join(_REMOTE)} can be downloaded; else {advice}")
+        raise DataError(
+            f"no data set {name!r}: digits is bundled, {', '.join(_REMOTE)} can be downloaded; else {advice}"
+        )
     remote = _REMOTE[name]
     try:
         images, labels = _fetch(name, remote, path.parent)

@@ -214,7 +214,9 @@ def _decide(sample: Sample, confidence: float) -> Decision:
     if missing:
         return _undecided(sample, mean, f"{missing} of {values.size} seeds have no finite value")
     if values.size < 2:
-        return _undecided(sample, mean, f"{values.size} seed: the spread between seeds is unknown, so there is no interval")
+        return _undecided(
+            sample, mean, f"{values.size} seed: the spread between seeds is unknown, so there is no interval"
+        )
     if not np.ptp(values):
         return _undecided(sample, mean, f"all {values.size} seeds gave the same value, so there is no interval")
     interval = t_interval(sample.values, confidence)

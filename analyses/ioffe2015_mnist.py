@@ -6,14 +6,15 @@ percentile of the input of one sigmoid of the last hidden layer.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from analyses import _ioffe2015_results, data, travel, trials
 from analyses._ioffe2015_pictures import draw, tables
-from analyses._ioffe2015_results import ALL_RATES, BATCH, LAST, RATES, SHARED, SHARED_RATE, STD, Arm, Results, Scale
+from analyses._ioffe2015_results import ALL_RATES, LAST, RATES, SHARED, SHARED_RATE, STD, Arm, Results, Scale
 from analyses.analysis import Settings
 from analyses.claim import Choice, Claim, Evidence, Gate, Quantity, Verdict, decide
 from analyses.travel import UnitPaths, over_units
@@ -77,8 +78,9 @@ CLAIMS: tuple[Claim, ...] = (
         quantities=(
             Quantity(
                 "travel of the median",
-                "length of the path of a unit's median input over the test images, in units of its interquartile range; "
-                f"median over the units of {LAST}; without divided by with batch norm, both at learning rate {SHARED_RATE}",
+                "length of the path of a unit's median input over the test images, in units of its interquartile "
+                f"range; median over the units of {LAST}; without divided by with batch norm, both at learning rate "
+                f"{SHARED_RATE:g}",
                 "log ratio",
                 "above",
                 math.log(1.5),
@@ -95,8 +97,8 @@ CHOICES: tuple[Choice, ...] = (
     Choice("optimizer", "gradient descent without momentum or weight decay", "the paper names none for this network"),
     Choice(
         "learning rate",
-        f"{SHARED_RATE:g} for both, and for each network the best of {', '.join(f'{rate:g}' for rate in RATES)}; while the "
-        f"best lies at an end, the next is tried for both, from {ALL_RATES[0]:g} to {ALL_RATES[-1]:g}",
+        f"{SHARED_RATE:g} for both, and for each network the best of {', '.join(f'{rate:g}' for rate in RATES)}; while "
+        f"the best lies at an end, the next is tried for both, from {ALL_RATES[0]:g} to {ALL_RATES[-1]:g}",
         "the paper gives none; comparisons at one rate and at each network's own often disagree. The own rate has the "
         "best accuracy on every sixth training image, which its pilot runs do not train on, at the step of comparison",
     ),
@@ -116,16 +118,16 @@ CHOICES: tuple[Choice, ...] = (
         "MNIST: 1 where a pixel is above 127, else 0; other data: grey levels from 0 to 1",
         "the paper's MNIST is binary; 8 x 8 digits would lose too much",
     ),
-    Choice("order of images", "all of them, shuffled anew in each pass, alike for both networks", "the paper names none"),
+    Choice(
+        "order of images", "all of them, shuffled anew in each pass, alike for both networks", "the paper names none"
+    ),
 )
 
 
 _SHORT = {
     "smoke": Scale(steps=200, compare_at=100, settle=40, every=20, seeds=2, pilots=1),
     "laptop": Scale(steps=5_000, compare_at=2_500, settle=1_000, every=50, seeds=5, pilots=2),
-    "gpu": Scale(
-        steps=50_000, compare_at=5_000, settle=1_000, every=100, seeds=10, pilots=3, grid=True, device="cuda"
-    ),
+    "gpu": Scale(steps=50_000, compare_at=5_000, settle=1_000, every=100, seeds=10, pilots=3, grid=True, device="cuda"),
 }
 # Real MNIST: the paper's length, one seed; more seeds decide, and the first one is kept.
 _LONG = _SHORT | {"laptop": Scale(50_000, compare_at=5_000, settle=1_000, every=100, seeds=1, pilots=1)}
@@ -148,12 +150,12 @@ def run(settings: Settings) -> Results:
     )
     results = Results(settings, scale, plan.dataset, _grouped(found, arms, False), _grouped(found, every, True))
     while (rate := _next_rate(results)) is not None:
-        more = [Arm(norm, rate) for norm in (False, True)]
-        found = plan.run([plan.pilot(arm, seed) for arm in more for seed in pilot_seeds], f"learning rate {rate:g}")
-        results = replace(results, pilots={**results.pilots, **_grouped(found, more, True)})
+        pair = [Arm(norm, rate) for norm in (False, True)]
+        found = plan.run([plan.pilot(arm, seed) for arm in pair for seed in pilot_seeds], f"learning rate {rate:g}")
+        results = replace(results, pilots={**results.pilots, **_grouped(found, pair, True)})
     own = [arm for arm in results.own() if arm not in results.arms]
-    more = plan.run([plan.main(arm, seed) for arm in own for seed in seeds], "own learning rates")
-    return replace(results, arms={**results.arms, **_grouped(more, own, False)})
+    found = plan.run([plan.main(arm, seed) for arm in own for seed in seeds], "own learning rates")
+    return replace(results, arms={**results.arms, **_grouped(found, own, False)})
 
 
 def judge(results: Results) -> list[Verdict]:
@@ -162,7 +164,9 @@ def judge(results: Results) -> list[Verdict]:
     own_base, own_norm = results.own()
     gates = _gates(results)
     paths = {arm: results.settled(arm) for arm in SHARED}
-    heard = [any(over_units(p.travel()) > over_units(p.floor()) for p in pair) for pair in zip(*paths.values(), strict=True)]
+    heard = [
+        any(over_units(p.travel()) > over_units(p.floor()) for p in pair) for pair in zip(*paths.values(), strict=True)
+    ]
     detail = f"so for {sum(heard)} of {len(heard)} seeds"
     accuracy = {
         "same learning rate": 100 * (results.accuracy(norm) - results.accuracy(base)),
@@ -181,7 +185,7 @@ def judge(results: Results) -> list[Verdict]:
 
 
 def _next_rate(results: Results) -> float | None:
-    """The next learning rate to try: where a network does best at the end of those tried, the true best may lie beyond."""
+    """The next learning rate to try: where a network does best at an end of those tried, the best may lie beyond."""
     tried, best = results.rates(), {arm.learning_rate for arm in results.own()}
     low, high = (ALL_RATES.index(rate) for rate in (tried[0], tried[-1]))
     if tried[-1] in best and high + 1 < len(ALL_RATES):
@@ -224,7 +228,10 @@ def _device(wanted: str) -> str:
         return wanted
     import torch  # here, so that the usual scales need no torch in this process
 
-    return wanted if torch.cuda.is_available() else "cpu"
+    if torch.cuda.is_available():
+        return wanted
+    warnings.warn("there is no CUDA device: the whole grid runs on the CPU, which takes hours", stacklevel=2)
+    return "cpu"
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def learning_curves(ax: Axes, arms: Mapping[str, Lines], label: str) -> Axes:
             low, high = lines.values.min(0), lines.values.max(0)
             ax.fill_between(lines.steps, low, high, color=color, alpha=0.22, linewidth=0)
     ax.set_ylabel(label)
-    ax.legend(loc="lower right")
+    ax.legend(loc="lower right", frameon=False)
     _step_axis(ax, next(iter(arms.values())).steps)
     return ax
 
@@ -41,7 +41,7 @@ def learning_curves(ax: Axes, arms: Mapping[str, Lines], label: str) -> Axes:
 def percentile_band(
     ax: Axes, steps: NDArray[np.int64], curves: Mapping[float, tuple[Array, Array, Array]], color: str
 ) -> Axes:
-    """Percentiles over training, named at their ends: for each level the value and its error band's ends ``[steps]``."""
+    """Percentiles over training, named at their ends: per level the value and its error band's ends ``[steps]``."""
     for level, (value, low, high) in curves.items():
         ax.fill_between(steps, low, high, color=color, alpha=0.25, linewidth=0)
         ax.plot(steps, value, color=color, linewidth=1.8 if level == 0.5 else 1.2)
@@ -58,7 +58,9 @@ def _step_axis(ax: Axes, steps: NDArray[np.int64]) -> None:
 
 
 def shares(ax: Axes, values: Array, color: str, label: str | None) -> Axes:
-    """Cumulative share of the finite values."""
+    """Cumulative share of the finite values, on a logarithmic axis."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ordered = np.sort(values[np.isfinite(values)])
     ax.step(ordered, np.arange(1, len(ordered) + 1) / max(1, len(ordered)), where="post", color=color, label=label,
             linewidth=1.1)  # fmt: skip

@@ -1,6 +1,7 @@
 """Verdicts, pictures and numbers of an analysis as files: ``verdicts.json``, ``figures/``, ``report.html``."""
 
 import json
+import math
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import bnprobe
 from analyses.analysis import Analysis, Settings
 from analyses.claim import Choice, Claim, Verdict
 from bnprobe.report import Facts, Figure, Mark, Page, Section, Table
-from bnprobe.report.page import Tone
+from bnprobe.report.page import Cell, Tone
 
 __all__ = ["publish", "verdict_table"]
 
@@ -56,10 +57,10 @@ def publish(name: str, analysis: Analysis, settings: Settings, results: Any, ver
         title=analysis.TITLE,
         lead=_lead(verdicts),
         sections=[
-            Section("Verdicts", [_verdicts_as_table(verdicts), *_explained(verdicts)]),
+            Section("Verdicts", [_verdicts_as_table(verdicts), *map(_explained, verdicts)]),
             Section("Pictures", list(figures.values())),
             Section("Numbers", list(analysis.tables(results))),
-            Section("Claims", [_claims_as_table(analysis.CLAIMS)]),
+            Section("Claims and gates", [_claims_as_table(analysis.CLAIMS), _gates_as_table(verdicts)]),
             Section("What is ours", [_choices_as_table(analysis.CHOICES)]),
             Section("What ran", [facts]),
         ],
@@ -111,14 +112,14 @@ def _lead(verdicts: Sequence[Verdict]) -> str:
 
 
 def _verdicts_as_table(verdicts: Sequence[Verdict]) -> Table:
-    rows = [
+    rows: list[list[Cell]] = [
         [
             verdict.claim.code,
             Mark(verdict.outcome, _TONES[verdict.outcome]),
             finding.quantity.name,
             finding.measured,
             finding.counts_from,
-            finding.decision.p_value,
+            finding.decision.p_value if math.isfinite(finding.decision.p_value) else None,
             finding.decision.seeds,
             verdict.claim.figure,
         ]
@@ -130,12 +131,15 @@ def _verdicts_as_table(verdicts: Sequence[Verdict]) -> Table:
         "Mean over paired seeds with its interval. Confidence is such that all decisions together err with probability "
         "0.05 at most (Holm); p is two-sided, of the mean being the smallest effect that counts."
     )
-    return Table(header, [[None if cell != cell else cell for cell in row] for row in rows], caption)
+    return Table(header, rows, caption)
 
 
-def _explained(verdicts: Sequence[Verdict]) -> list[str | Table]:
-    sentences = [f"{verdict.claim.code} is {verdict.outcome}: {verdict.reason}." for verdict in verdicts]
-    rows = [
+def _explained(verdict: Verdict) -> str:
+    return f"{verdict.claim.code}, \u201c{verdict.claim.statement}\u201d, is {verdict.outcome}: {verdict.reason}."
+
+
+def _gates_as_table(verdicts: Sequence[Verdict]) -> Table:
+    rows: list[list[Cell]] = [
         [
             verdict.claim.code,
             gate.name,
@@ -147,12 +151,18 @@ def _explained(verdicts: Sequence[Verdict]) -> list[str | Table]:
         for gate in verdict.gates
     ]
     caption = "Gates: conditions under which the measurement says anything. One that failed leaves the claim undecided."
-    return [*sentences, Table(("Claim", "Gate", "What must hold", "Outcome", "Found"), rows, caption)]
+    return Table(("Claim", "Gate", "What must hold", "Outcome", "Found"), rows, caption)
 
 
 def _claims_as_table(claims: Sequence[Claim]) -> Table:
     rows = [
-        [c.code, f"{c.paper}, {c.place}", c.statement, "; ".join(f"{q.name}: {q.meaning}" for q in c.quantities), c.refuted_by]
+        [
+            c.code,
+            f"{c.paper}, {c.place}",
+            c.statement,
+            "; ".join(f"{q.name}: {q.meaning}" for q in c.quantities),
+            c.refuted_by,
+        ]
         for c in claims
     ]
     return Table(

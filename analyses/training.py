@@ -19,7 +19,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from analyses.data import Dataset
 
-__all__ = ["Curve", "Evaluator", "Images", "Recipe", "data_order", "population", "sigmoid_mlp", "train", "weights_digest"]
+__all__ = [
+    "Curve",
+    "Evaluator",
+    "Images",
+    "Recipe",
+    "data_order",
+    "population",
+    "sigmoid_mlp",
+    "train",
+    "weights_digest",
+]
 
 # Images used to re-estimate a network's population statistics: a mean over 10,000 images is off by 1 % of a standard
 # deviation, well below what any curve shows, and a pass over them is fast enough to be made at every record (ours).
@@ -131,7 +141,9 @@ def _hidden(inputs: int, width: int, batch_norm: bool) -> nn.Sequential:
 
 def _empty_linear(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
     """Without torch's own initialization, which would draw from the global random stream."""
-    return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)  # type: ignore[return-value]  # typed as Module
+    with torch.device("meta"):
+        layer = nn.Linear(inputs, outputs, bias=bias)
+    return layer.to_empty(device="cpu")
 
 
 def _linear(network: nn.Module) -> Iterator[nn.Linear]:
@@ -263,7 +275,7 @@ def train(
         x, y = images.batch(order[step])
         loss = F.cross_entropy(network(x), y)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own lack of types
         optimizer.step()
         if look:
             curve.train_loss.append(float(loss.detach()))

@@ -4,9 +4,9 @@ A unit's *travel* is the length of the path of its median, in units of its inter
 
     sum over records t of |Q50(t+1) - Q50(t)|  /  median over records t of (Q75(t) - Q25(t)),
 
-so that it compares networks whose activations have different sizes. One range serves the whole path: early in training a
-unit may give nearly the same value for every image, and a path measured in ranges of the moment (``travel_by_record``)
-would then consist of little else than that time. The quantiles are those of N test images. With
+so that it compares networks whose activations have different sizes. One range serves the whole path: early in training
+a unit may give nearly the same value for every image, and a path measured in ranges of the moment
+(``travel_by_record``) would then consist of little else than that time. The quantiles are those of N test images. With
 95 % confidence all of them lie between the quantiles at levels p - e and p + e of the population that the images were
 drawn from, with e = sqrt(ln(2 / 0.05) / (2 N)) (Dvoretzky, Kiefer & Wolfowitz 1956; Massart 1990). All records use the
 same images, so much of that error cancels in a difference: the band is a bound on the noise, not its size.

@@ -5,14 +5,13 @@ everything that decides it: the settings, the code, the versions. Whoever asks f
 whoever changes any of these gets a new one. A folder appears under its name only once the trial is finished, so what a
 killed analysis leaves behind can not be mistaken for a result.
 
-Trials run through joblib: by default in processes on this machine, and inside ``joblib.parallel_config(backend=...)`` on
-whatever cluster joblib knows, as long as it sees the same file system.
+Trials run through joblib: by default in processes on this machine, and inside ``joblib.parallel_config(backend=...)``
+on whatever cluster joblib knows, as long as it sees the same file system.
 """
 
 import hashlib
 import inspect
 import json
-import os
 import re
 import shutil
 import threading
@@ -64,7 +63,9 @@ class Trial:
         except (TypeError, ValueError) as error:
             raise ArgumentError(f"settings of trial {self.label!r} can not be written as JSON: {error}") from error
         if kept != self.settings:
-            raise ArgumentError(f"settings of trial {self.label!r} change in JSON (tuples? int keys?): {self.settings!r}")
+            raise ArgumentError(
+                f"settings of trial {self.label!r} change in JSON (tuples? int keys?): {self.settings!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,9 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise TrialsBusyError(f"another process runs trials in {folder}; wait for it, or choose another folder") from error
+        raise TrialsBusyError(
+            f"another process runs trials in {folder}; wait for it, or choose another folder"
+        ) from error
     try:
         yield
     finally:

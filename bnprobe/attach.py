@@ -28,6 +28,9 @@ from bnprobe.store import Run, Writer
 
 __all__ = ["Probe", "attach"]
 
+# What a strange tensor or a user's own statistic may raise while it is read.
+_UNMEASURABLE = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AttributeError)
+
 # A flush costs a few milliseconds whatever it writes; these keep it rare and what a kill can take small (ours).
 _FLUSH_STEPS, _FLUSH_BYTES, _FLUSH_SECONDS = 64, 8 * 2**20, 10.0
 
@@ -192,33 +195,46 @@ class Probe:
 
     def about_to_change(self, call: Call, inputs: list[Seen]) -> list[Observation]:
         """Read the inputs of an in-place layer before they are overwritten."""
-        with self._noting(call.site):
+        try:
             return [seen for one in inputs if (seen := self._observe(call.site, one)) is not None]
-        return []
+        except _UNMEASURABLE as error:
+            self._note(call.site, error)
+            return []
 
     def called(self, call: Call, inputs: list[Seen] | None, outputs: list[Seen], read_before: Any) -> None:
         """Read a layer's inputs and outputs."""
-        with self._noting(call.site):
-            moments = self._moments(call.site, inputs, outputs)
-            seen = list(read_before or [])
-            for i, one in enumerate(inputs or []):
-                if one.memory is None and any(one.tensor is made.tensor for made in outputs):
-                    self._why.setdefault(call.site.name, f"{one.place}: the layer hands on its input, perhaps changed")
-                    continue
-                seen.append(self._observe(call.site, one, moments if i == 0 else None))
-            made = output_moments(call.site, moments) if moments is not None else None
-            axis = seen[0].axis if seen and seen[0] is not None else None
-            shape = inputs[0].tensor.shape if inputs else None
-            for i, one in enumerate(outputs):
-                like = axis if one.tensor.shape == shape or inputs is None else None
-                seen.append(self._observe(call.site, one, made if i == 0 else None, like))
-            self._keep(call, [one for one in seen if one is not None])
+        try:
+            self._keep(call, [*(read_before or ()), *self._read(call.site, inputs, outputs, read_before)])
+        except _UNMEASURABLE as error:
+            self._note(call.site, error)
 
     def graded(self, call: Call, place: str, gradient: Tensor) -> None:
         """Read the gradient at a layer's output."""
-        with self._noting(call.site):
+        try:
             seen = self._observe(call.site, Seen(place, gradient))
             self._keep(call, [seen] if seen is not None else [])
+        except _UNMEASURABLE as error:
+            self._note(call.site, error)
+
+    def _read(
+        self, site: Site, inputs: list[Seen] | None, outputs: list[Seen], read_before: Sequence[Observation] | None
+    ) -> list[Observation]:
+        moments = self._moments(site, inputs, outputs)
+        seen = [self._observe(site, one, moments if i == 0 else None) for i, one in self._intact(site, inputs, outputs)]
+        before = next(iter(read_before or seen), None)
+        made = output_moments(site, moments) if moments is not None else None
+        for i, one in enumerate(outputs):
+            alike = before is not None and before.shape == one.tensor.shape
+            seen.append(self._observe(site, one, made if i == 0 else None, before.axis if before and alike else None))
+        return [one for one in seen if one is not None]
+
+    def _intact(self, site: Site, inputs: list[Seen] | None, outputs: list[Seen]) -> Iterator[tuple[int, Seen]]:
+        """Inputs that surely are as the layer received them."""
+        for i, one in enumerate(inputs or ()):
+            if one.memory is None and any(one.tensor is made.tensor for made in outputs):
+                self._why.setdefault(site.name, f"{one.place}: the layer hands on its input, perhaps changed")
+            else:
+                yield i, one
 
     def _observe(
         self, site: Site, one: Seen, moments: GroupMoments | None = None, axis: int | None = None
@@ -293,16 +309,12 @@ class Probe:
             self._inventory = inventory
             self._writer.update_layers(inventory)
 
-    @contextmanager
-    def _noting(self, site: Site) -> Iterator[None]:
-        """What cannot be measured is said in the inventory, once aloud, and training goes on."""
-        try:
-            yield
-        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AttributeError) as error:
-            self._why[site.name] = f"{type(error).__name__}: {error}"
-            if not self._warned:
-                self._warned = True
-                warnings.warn(f"bnprobe could not measure layer {site.name!r}: {error}", RuntimeWarning, stacklevel=2)
+    def _note(self, site: Site, error: Exception) -> None:
+        """What cannot be measured is said in the inventory, and once aloud; training goes on."""
+        self._why[site.name] = f"{type(error).__name__}: {error}"
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"bnprobe could not measure layer {site.name!r}: {error}", RuntimeWarning, stacklevel=2)
 
     @contextmanager
     def _detached_on_error(self) -> Iterator[None]:

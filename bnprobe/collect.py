@@ -61,7 +61,8 @@ class Collector:
         wanted = self._applying(seen.site, seen.place)
         for index in wanted:
             if self._statistics[index].reads_all:
-                self._state(index, seen)
+                with torch.no_grad():
+                    self._state(index, seen)
             elif "sample" not in seen.__dict__:
                 self.bytes += seen.sample.values.nbytes if seen.same_as is None else 0
         return bool(wanted)
@@ -74,7 +75,8 @@ class Collector:
         entry.count += seen.count
         entry.waiting.append(seen)
         if len(entry.waiting) >= _FOLD_AT:
-            self._fold(entry)
+            with torch.no_grad():
+                self._fold(entry)
 
     def add_numbers(self, key: Key, numbers: Mapping[str, Tensor | float]) -> None:
         """Single numbers that need no statistic: norms and learning rates."""
@@ -82,14 +84,14 @@ class Collector:
 
     def table(self) -> pa.Table:
         """All records so far as one table; the collector is empty afterwards."""
-        for entry in self._entries.values():
-            self._fold(entry)
         entries, numbers = self._entries, self._numbers
-        self._entries, self._numbers, self.bytes = {}, {}, 0
-        self._states.clear()
-        self._keep.clear()
         placed: dict[str, list[Placed]] = {}
         with torch.no_grad():
+            for entry in entries.values():
+                self._fold(entry)
+            self._entries, self._numbers, self.bytes = {}, {}, 0
+            self._states.clear()
+            self._keep.clear()
             for index, statistic in enumerate(self._statistics):
                 for name, part in _finish(statistic, [entry.states.get(index) for entry in entries.values()]):
                     placed.setdefault(name, []).append(part)
@@ -122,8 +124,7 @@ class Collector:
             owner = owner.same_as
         known = self._states.get((index, id(owner)))
         if known is None:
-            with torch.no_grad():
-                known = self._states[index, id(owner)] = statistic.update(statistic.start(), seen)
+            known = self._states[index, id(owner)] = statistic.update(statistic.start(), seen)
             self._keep.append(owner)  # an id is a name only while its owner lives
         return known
 
@@ -151,9 +152,10 @@ def _spread(measured: Measured, which: np.ndarray[Any, np.dtype[np.intp]]) -> Me
     if len(which) == len(measured.value) and np.array_equal(which, np.arange(len(which))):
         return measured
     pick: Callable[[Any], Any] = lambda values: None if values is None else [values[i] for i in which]  # noqa: E731
+    source = measured.source if isinstance(measured.source, str) else np.asarray(measured.source)[which].tolist()
     return Measured(
         value=measured.value[which],
-        source=measured.source if isinstance(measured.source, str) else pick(measured.source),
+        source=source,
         error=None if measured.error is None else measured.error[which],
         channels=pick(measured.channels),
         grid=None if measured.grid is None else measured.grid[which],
@@ -179,5 +181,5 @@ def _to_host(values: Sequence[Tensor | float]) -> np.ndarray[Any, np.dtype[np.fl
         else:
             result[i] = value
     for rows in by_device.values():
-        result[rows] = torch.stack([torch.as_tensor(values[i]).detach().reshape(()) for i in rows]).cpu().double().numpy()
+        result[rows] = torch.stack([torch.as_tensor(values[i]) for i in rows]).cpu().double().numpy()
     return result

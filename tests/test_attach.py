@@ -104,6 +104,34 @@ def test_default_statistics_of_a_batch_norm_layer():
     assert set(run.frame(statistic="learning_rate").value) == {0.1}
 
 
+def test_sampled_channel_values_carry_their_errors():
+    """200 channels of 4 x 50 x 30 values: about 10 of 6,000 are looked at; the errors must say so."""
+    model = nn.Sequential(nn.Conv1d(3, 200, 1), nn.Tanh())
+    x = torch.randn(4, 3, 1500)
+    with bnprobe.attach(model, s.Moments()) as probe:
+        y = model(x).detach().double()
+    run = probe.run
+    truth = y.transpose(0, 1).flatten(1)
+    for statistic, expected in (("mean", truth.mean(1)), ("variance", truth.var(1, correction=0))):
+        value, error = (run.channels("1", statistic, "output", error=flag).iloc[0] for flag in (False, True))
+        off = ((value - expected.numpy()) / error).abs()
+        assert (error.dropna() > 0).mean() > 0.95
+        assert off.median() < 1.5
+    small = nn.Sequential(nn.Linear(3, 4))
+    with bnprobe.attach(small, s.Moments()) as probe:
+        small(torch.randn(8, 3))
+    assert (probe.run.channels("0", "mean", "output", error=True) == 0).all(axis=None)
+
+
+def test_quantiles_of_chosen_channels_keep_their_numbers():
+    model, x = nn.Sequential(nn.Linear(3, 9)), torch.randn(20, 3)
+    with bnprobe.attach(model, s.Quantiles(levels=(0.15, 0.5, 0.85), channels=(2, 7))) as probe:
+        y = model(x).detach().double()
+    table = probe.run.channels("0", "quantile", "output")
+    assert list(table.columns) == [(2, 0.15), (2, 0.5), (2, 0.85), (7, 0.15), (7, 0.5), (7, 0.85)]
+    assert table[7, 0.85].iloc[0] == pytest.approx(float(np.quantile(y[:, 7], 0.85)))
+
+
 def test_the_inventory():
     model = Residual()
     optimizer = sgd(model)

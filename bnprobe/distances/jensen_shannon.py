@@ -61,7 +61,7 @@ class JensenShannon(Distance):
         square = _term(both.p, both.q).sum(-1)
         lost = np.abs(square - _divergence(p, q, max(self.bins // 2, 1)))
         change = lost + shares.grid_change(_term, both) + shares.sampling_change(_slopes, both.p, both.q, n_p, n_q)
-        noise = shares.null_quantile((both.p + both.q > 0).sum(-1)) / 8 * (1 / n_p + 1 / n_q)
+        noise = shares.null_quantile((both.p + both.q) / 2) / 8 * (1 / n_p + 1 / n_q)
         up = np.sqrt(square + change) - np.sqrt(square)
         down = np.sqrt(square) - np.sqrt(np.maximum(square - change - noise, 0))
         return np.asarray(np.minimum(np.maximum(up, down), np.sqrt(np.log(2))))

@@ -16,9 +16,11 @@ def moment_error(value: Callable[[Summary, Summary], FloatArray], p: Summary, q:
 
     The distances depend on the means through their difference only, so the two means' intervals add.
     """
-    if not any(error.any() for side in (p, q) for error in (side.mean_error, side.variance_error)):
-        return np.zeros(p.mean.shape)
-    here, largest = value(p, q), np.zeros(p.mean.shape)
+    errors = p.mean_error + q.mean_error + p.variance_error + q.variance_error
+    largest = np.where(np.isnan(errors), np.nan, 0.0)
+    if not errors.any():
+        return largest
+    here = value(p, q)
     for mean, variance_p, variance_q in product((-Z95, Z95), repeat=3):
         there = value(
             Summary(mean=p.mean + mean * (p.mean_error + q.mean_error), variance=_moved(p, variance_p)),

@@ -58,7 +58,7 @@ class PopulationStability(Distance):
     def _error(self, p: Summary, q: Summary) -> FloatArray:
         both = shares.binned(p, q, self._cuts(p))
         n_p, n_q = shares.draws(p), shares.draws(q)
-        noise = shares.null_quantile((both.p > 0).sum(-1)) * (1 / n_p + 1 / n_q)
+        noise = shares.null_quantile(both.p) * (1 / n_p + 1 / n_q)
         sampling = shares.sampling_change(self._slopes, both.p, both.q, n_p, n_q)
         error: FloatArray = shares.grid_change(self._term, both) + noise + sampling
         infinite = np.isinf(self._term(both.p, both.q).sum(-1)) & ~np.isnan(n_p + n_q)

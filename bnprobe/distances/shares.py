@@ -20,6 +20,8 @@ from bnprobe.distances.model import Z95, masses, on_levels, sample_size
 
 __all__ = ["Binned", "Cuts", "binned", "cuts_at", "draws", "grid_change", "null_quantile", "sampling_change"]
 
+_ROUNDING = 1e-12  # a share below is what rounding leaves of an empty bin
+
 Term = Callable[[FloatArray, FloatArray], FloatArray]
 Slopes = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
 
@@ -86,7 +88,8 @@ def shares_of(summary: Summary, cuts: Cuts) -> FloatArray:
         before = _below(summary, edges, cuts.points[:, double], included=False)
         upto = np.hstack([upto, np.where(cuts.before[:, double], before, 0.0)])
     # A distribution function rises, so its sorted values are those at the sorted cuts.
-    return np.diff(np.sort(upto, axis=1), axis=1, prepend=0.0, append=1.0)
+    share = np.diff(np.sort(upto, axis=1), axis=1, prepend=0.0, append=1.0)
+    return np.where(share > _ROUNDING, share, 0.0)
 
 
 def draws(summary: Summary) -> FloatArray:
@@ -94,11 +97,12 @@ def draws(summary: Summary) -> FloatArray:
     return np.minimum(sample_size(summary.rank_error), summary.count)
 
 
-def null_quantile(bins: FloatArray) -> FloatArray:
-    """The 95 % quantile of chi-square with one degree of freedom fewer than there are bins."""
-    table = chdtri(np.arange(bins.max(initial=1)), 0.05)
+def null_quantile(shares: FloatArray) -> FloatArray:
+    """The 95 % quantile of chi-square with one degree of freedom fewer than there are bins with a share."""
+    freedom = (shares > 0).sum(-1) - 1
+    table = chdtri(np.arange(shares.shape[1]), 0.05)
     table[0] = 0.0
-    quantile: FloatArray = table[bins.astype(np.intp) - 1]
+    quantile: FloatArray = table[freedom]
     return quantile
 
 

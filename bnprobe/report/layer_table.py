@@ -16,6 +16,7 @@ _MOST_FEEDS = 3
 def layer_table(there: Recorded) -> Section:
     """Every layer with its kind, whether (or why not) it was observed, how far it drifted, and what it feeds."""
     layers = there.layers.to_dict("records")
+    caption = ""
     columns: dict[str, list[Cell]] = {
         "Layer": [layer["name"] or "(the model itself)" for layer in layers],
         "Kind": [layer["kind"] for layer in layers],
@@ -23,7 +24,10 @@ def layer_table(there: Recorded) -> Section:
     }
     if there.drifts is not None:
         last = there.drifts.last().to_dict()
-        title = f"Drift of the {there.drifts.place} at its last step ({there.drifts.unit})"
+        title = f"Drift of the {there.drifts.place}"
+        caption = (
+            f"Drift is the Wasserstein-1 distance between the last and the first recorded step, in {there.drifts.unit}."
+        )
         columns[title] = [last.get(layer["name"]) for layer in layers]
     columns |= {
         "Channels": [None if pd.isna(layer["channels"]) else int(layer["channels"]) for layer in layers],
@@ -31,7 +35,7 @@ def layer_table(there: Recorded) -> Section:
         "Feeds": [_feeds(layer["feeds"]) for layer in layers],
     }
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
-    return Section("Layers", [Table(list(columns), rows, search="Search layers")])
+    return Section("Layers", [Table(list(columns), rows, caption, search="Search layers")])
 
 
 def _settings(layer: dict[Any, Any]) -> str | None:

@@ -128,6 +128,15 @@ class Section:
     title: str
     parts: Sequence[Part]
 
+    def __post_init__(self) -> None:
+        # A str is a sequence of str, but nobody means a paragraph a letter.
+        unknown = [part for part in self.parts if not isinstance(part, str | Figure | Table | Facts | Note)]
+        if unknown or isinstance(self.parts, str):
+            raise ArgumentError(
+                f"parts of section {self.title!r} must be a list of str, Figure, Table, Facts and Note; "
+                f"got {unknown[0] if unknown else self.parts!r}"
+            )
+
 
 @dataclass(frozen=True)
 class Page:

@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bnprobe.drift import drift
+from bnprobe.errors import RunError
 from bnprobe.store import Run
 
 __all__ = ["Drifts", "Recorded"]
@@ -69,27 +70,43 @@ class Recorded:
         """The drift of every layer with quantiles at ``place``; None where there are none."""
         if not self.with_quantiles(self.place):
             return None
-        standardize = "variance" in self.run.statistics
-        frame = drift(self.run, place=self.place, phase=self.phase, standardize=standardize)
-        return Drifts(frame, self.place, "sd of the first step" if standardize else "units of the value")
+        try:
+            frame, unit = self._drift(standardize=True), "sd of the first step"
+        except RunError:  # no variance beside the quantiles
+            frame, unit = self._drift(standardize=False), "units of the value"
+        return Drifts(frame, self.place, unit)
+
+    def _drift(self, *, standardize: bool) -> pd.DataFrame:
+        return drift(self.run, place=self.place, phase=self.phase, standardize=standardize)
 
     def with_quantiles(self, place: str) -> list[str]:
         """Layers with quantiles at a place, in the order of the inventory."""
-        there = set(self._quantiles.loc[self._quantiles["place"] == place, "layer"])
+        there = self._layers_with_quantiles.get(place, frozenset())
         return [name for name in self.layers["name"] if name in there]
 
-    def ends(self, layer: str, place: str, levels: Sequence[float]) -> NDArray[np.float64]:
-        """Quantiles ``[2, levels]`` of a layer at its first and last recorded step."""
-        grid = self.run.grid(layer=layer, place=place, phase=self.phase)
-        first_calls = np.flatnonzero(grid.keys["call"] == 0)
-        return np.stack([np.interp(levels, grid.levels, row) for row in np.asarray(grid.values)[first_calls[[0, -1]]]])
+    def ends(self, names: Sequence[str], place: str, levels: Sequence[float]) -> dict[str, NDArray[np.float64]]:
+        """For each layer, quantiles ``[2, levels]`` at its first and last recorded step."""
+        grid = self.run.grid(layer=names, place=place, phase=self.phase)
+        ends = {}
+        for name in names:
+            rows = np.flatnonzero((grid.keys["layer"] == name) & (grid.keys["call"] == 0))[[0, -1]]
+            ends[name] = np.stack([np.interp(levels, grid.levels, row) for row in np.asarray(grid.values)[rows]])
+        return ends
+
+    def first_and_last_with_moments(self, place: str) -> list[int]:
+        """The first and last step with mean and variance at a place: two, or one, or none."""
+        records = self.run.records("mean", "variance", place=place, phase=self.phase).dropna(
+            subset=["mean", "variance"]
+        )
+        return sorted({int(records["step"].min()), int(records["step"].max())}) if len(records) else []
 
     def of_family(self, ending: str) -> list[str]:
         """Layers whose family ends so: ``nonlinearity``, or ``_norm`` for every kind of normalization."""
         return self.layers.loc[self.layers["family"].str.endswith(ending), "name"].to_list()
 
     @cached_property
-    def _quantiles(self) -> pd.DataFrame:
-        """Keys of the first call's records that have quantiles."""
+    def _layers_with_quantiles(self) -> dict[str, frozenset[str]]:
+        """Of each place, the layers whose first calls have quantiles."""
         records = self.run.records("quantile.source", phase=self.phase)
-        return records[records["quantile.source"].notna() & (records["call"] == 0)]
+        records = records[records["quantile.source"].notna() & (records["call"] == 0)]
+        return {str(place): frozenset(layers) for place, layers in records.groupby("place")["layer"]}

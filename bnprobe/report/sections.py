@@ -57,15 +57,15 @@ def _percentiles(there: Recorded) -> list[Part]:
         f"The 15th, 50th and 85th percentile of the {there.place} of {_share(shown, names)} {what}. Bands are the "
         "error of the sampled percentiles; where none is seen, it is thinner than the line."
     )
-    return [text, *(_percentile_figure(there, name) for name in shown)]
-
-
-def _percentile_figure(there: Recorded, name: str) -> Figure:
-    run, place = there.run, there.place
-    ax = plots.percentiles(run, name, place, phase=there.phase)
-    first, last = there.ends(name, place, [0.5])
-    ends = f"The median begins at {style.number(first[0])} and ends at {style.number(last[0])}."
-    return Figure(_drawing(ax), ends, f"Lines of three percentiles of the {place} of {name} over training. {ends}")
+    if len(shown) < len(names):
+        text += " Any other is drawn by bnprobe.plots.percentiles(run, layer)."
+    parts: list[Part] = [text]
+    for name, ((first,), (last,)) in there.ends(shown, there.place, [0.5]).items():
+        ax = plots.percentiles(there.run, name, there.place, phase=there.phase)
+        ends = f"The median begins at {style.number(first)} and ends at {style.number(last)}."
+        alt = f"Lines of three percentiles of the {there.place} of {name} over training. {ends}"
+        parts.append(Figure(_drawing(ax), ends, alt))
+    return parts
 
 
 def _drift(there: Recorded) -> list[Part]:
@@ -75,6 +75,8 @@ def _drift(there: Recorded) -> list[Part]:
     title, label = f"Drift of the {drifts.place} against the first step", f"Wasserstein-1 distance, in {drifts.unit}"
     ax = draw_drift(drifts.frame, there.layers["name"].to_list(), None, title, label)
     farthest = drifts.last().nlargest(_MOST_NAMED)
+    if farthest.empty:
+        raise RunError("no layer has a drift that could be computed")
     moved = ", ".join(f"{name} ({style.number(value)})" for name, value in farthest.items())
     caption = (
         f"Wasserstein-1 distance between a layer's {drifts.place} at each step and at its first recorded step, in "
@@ -94,10 +96,10 @@ def _within_error(frame: pd.DataFrame) -> str:
 
 
 def _moments(there: Recorded) -> list[Part]:
-    steps = list(dict.fromkeys(int(there.run.steps[index]) for index in (0, -1))) if len(there.run.steps) else None
     parts: list[Part] = []
     for place, meaning in (("output", "outputs"), ("grad_output", "gradients at the outputs")):
-        if not ((there.keys["place"] == place) & (there.keys["phase"] == there.phase)).any():
+        steps = there.first_and_last_with_moments(place)
+        if not steps:
             continue
         ax = plots.moments_over_depth(there.run, steps, place=place, phase=there.phase)
         caption = f"Mean (dot) and standard deviation (bar to both sides) of the {meaning}, layers from top to bottom."
@@ -106,7 +108,7 @@ def _moments(there: Recorded) -> list[Part]:
         )
         parts.append(Figure(_drawing(ax), caption, alt))
     if not parts:
-        raise RunError("the run has no moments of outputs")
+        raise RunError("the run has no mean and variance of outputs")
     return parts
 
 
@@ -121,22 +123,20 @@ def _before_after(there: Recorded) -> list[Part]:
         "one step, all scaled to the same height; the axes differ, so compare shapes and read the scales."
     )
     parts: list[Part] = [text]
+    middles = {place: there.ends(shown, place, [0.15, 0.85]) for place in ("input", "output")}
     for name in shown:
         with style.canvas(None, 4.8, 3.6) as before, style.canvas(None, 4.8, 3.6) as after:
-            pair = plots.before_after(there.run, name, (before, after), phase=there.phase)
-        for ax, place in zip(pair, ("input", "output"), strict=True):
-            caption = _middle(there, name, place)
+            plots.before_after(there.run, name, (before, after), phase=there.phase)
+        for ax, place in ((before, "input"), (after, "output")):
+            (low, high), (last_low, last_high) = (map(style.number, end) for end in middles[place][name])
+            caption = (
+                f"The middle 70 % of values: {low} to {high} at the first step, {last_low} to {last_high} at the last."
+            )
             alt = (
                 f"Ridges of the distribution of the {place} of {name}, first step on top, last at the bottom. {caption}"
             )
             parts.append(Figure(_drawing(ax), caption, alt))
     return parts
-
-
-def _middle(there: Recorded, name: str, place: str) -> str:
-    """Where the middle 70 % of the values lie, in words."""
-    (low, high), (last_low, last_high) = (map(style.number, end) for end in there.ends(name, place, [0.15, 0.85]))
-    return f"The middle 70 % of values: {low} to {high} at the first step, {last_low} to {last_high} at the last."
 
 
 def _saturation(there: Recorded) -> list[Part]:
@@ -145,7 +145,7 @@ def _saturation(there: Recorded) -> list[Part]:
         (
             "saturated",
             "Share of inputs where the slope is far below the nonlinearity's largest.",
-            "Error of the sample: at most {:.2g} %.",
+            "Error of the sample: at most {:.2g} percentage points.",
         ),
         (
             "dead",

@@ -2,6 +2,8 @@
 
 import io
 import re
+import warnings
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -59,8 +61,15 @@ def embed(drawing: Drawing, prefix: str, alt: str) -> Markup:
 def _rendered(drawing: Drawing) -> str:
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     stream = io.StringIO()
-    with style.theme():
-        mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bnprobe"})
+    settings: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "bnprobe",
+        "savefig.bbox": None,
+        "text.usetex": False,
+    }
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        # Text stays text, which the browser has glyphs for; matplotlib only measures it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         drawing.savefig(stream, format="svg", transparent=True, metadata=nothing, dpi=_RASTER_DPI)
     return stream.getvalue()
 

@@ -41,7 +41,8 @@ class Observation:
     same_as: "Observation | None" = None
 
     def __post_init__(self) -> None:
-        self.count = self.values.numel()
+        self.shape = self.values.shape
+        self.count = self.shape.numel()
 
     @cached_property
     def sample(self) -> Sample:

@@ -105,7 +105,7 @@ _Channels = tuple[list[NDArray[np.float64] | None], list[NDArray[np.float64] | N
 
 def _finish_samples(states: Sequence[MomentsState]) -> dict[str, Measured]:
     samples = [state.sample for state in states if state.sample is not None]
-    saved = [_pool(state.saved) if state.saved else None for state in states]
+    saved = _pool_all([state.saved for state in states])
     values, errors = _layer_moments(samples)
     complete = np.array([sample.complete for sample in samples])
     sources = [COMPUTED if sample.complete else SAMPLED for sample in samples]
@@ -142,30 +142,52 @@ class _Pooled(NamedTuple):
     source: str
 
 
-def _pool(parts: tuple[GroupMoments, ...]) -> _Pooled | None:
-    """Moments over groups, then over micro-batches; None where a group was not finite."""
-    mean = [part.mean.double().cpu().numpy() for part in parts]
-    variance = [part.variance.double().cpu().numpy() for part in parts]
-    weight = np.concatenate([np.full(len(m), part.count, float) for m, part in zip(mean, parts, strict=True)])
-    means, variances = np.concatenate(mean), np.concatenate(variance)
-    if not (np.isfinite(means).all() and np.isfinite(variances).all()):
-        return None
-    by_channel = None
-    if all(part.by_channel for part in parts) and len({len(m) for m in mean}) == 1:
-        counts = np.array([float(part.count) for part in parts])
-        by_channel = dict(zip(_SAVED, _combine(np.stack(mean), np.stack(variance), counts[:, None]), strict=True))
-    pooled_mean, pooled_variance = _combine(means, variances, weight)
-    pooled = {"mean": float(pooled_mean), "variance": float(pooled_variance)}
-    return _Pooled(pooled, by_channel, parts[0].source)
+def _pool_all(states: Sequence[tuple[GroupMoments, ...] | None]) -> list[_Pooled | None]:
+    """Pooled moments of each state; states of one group structure together, in one copy from the device."""
+    result: list[_Pooled | None] = [None] * len(states)
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for row, parts in enumerate(states):
+        if parts:
+            kind = tuple((part.count, part.mean.numel(), part.by_channel, part.source) for part in parts)
+            alike.setdefault((parts[0].mean.device, *kind), []).append(row)
+    for rows in alike.values():
+        first = states[rows[0]] or ()
+        weight = np.concatenate([np.full(part.mean.numel(), part.count, float) for part in first])
+        mean, variance = (
+            torch.stack([torch.cat([getattr(part, name) for part in states[row] or ()]) for row in rows]).cpu().double().numpy()
+            for name in _SAVED
+        )
+        for row, one in zip(rows, _pool(mean, variance, weight, first), strict=True):
+            result[row] = one
+    return result
+
+
+def _pool(
+    mean: NDArray[np.float64], variance: NDArray[np.float64], weight: NDArray[np.float64], parts: Sequence[GroupMoments]
+) -> list[_Pooled | None]:
+    """Moments over the groups ``[R, G]`` of each row, and over micro-batches for each channel."""
+    finite = np.isfinite(mean).all(1) & np.isfinite(variance).all(1)
+    with np.errstate(invalid="ignore"):
+        means, variances = _combine(mean, variance, weight)
+        by_channel: Sequence[dict[str, NDArray[np.float64]] | None] = [None] * len(mean)
+        if all(part.by_channel and part.mean.shape == parts[0].mean.shape for part in parts):
+            counts = np.array([float(part.count) for part in parts])[:, None]
+            split = (len(mean), len(parts), -1)
+            channels = _combine(mean.reshape(split).swapaxes(1, 2), variance.reshape(split).swapaxes(1, 2), counts[:, 0])
+            by_channel = [dict(zip(_SAVED, one, strict=True)) for one in zip(*channels, strict=True)]
+    return [
+        _Pooled({"mean": float(m), "variance": float(v)}, one, parts[0].source) if good else None
+        for m, v, one, good in zip(means, variances, by_channel, finite, strict=True)
+    ]
 
 
 def _combine(
     mean: NDArray[np.float64], variance: NDArray[np.float64], weight: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Law of total variance over the first axis."""
-    total = weight.sum(0)
-    centre = (weight * mean).sum(0) / total
-    return centre, (weight * (variance + (mean - centre) ** 2)).sum(0) / total
+    """Law of total variance over the last axis."""
+    share = weight / weight.sum()
+    centre = (share * mean).sum(-1)
+    return centre, (share * (variance + (mean - centre[..., None]) ** 2)).sum(-1)
 
 
 def _layer_moments(samples: Sequence[Sample]) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:

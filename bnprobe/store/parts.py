@@ -217,7 +217,7 @@ def _piece(table: pa.Table, wanted: Wanted) -> _Piece | None:
     if not keep.any():
         return None
     numbers = {name: table[name].to_numpy().astype(np.int64) for name in ("step", "call", COUNT)}
-    payload = table.drop_columns(list(KEYS))  # count stays: a table without columns has lost how many rows it had
+    payload = table.drop_columns(list(KEYS))  # count stays: not every operation keeps the rows of an empty table
     if keep.all():
         return _Piece(numbers, codes, names, payload)
     return _Piece(

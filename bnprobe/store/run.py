@@ -16,7 +16,7 @@ from bnprobe.records import PHASES, PLACES, Layer
 from bnprobe.store import frames
 from bnprobe.store.manifest import RUN_JSON, Manifest, is_locked, read_manifest
 from bnprobe.store.parts import Parts, Rows, Wanted
-from bnprobe.store.table import CHANNELS, ERROR, GRID, SOURCE
+from bnprobe.store.table import CHANNEL_ERRORS, CHANNELS, ERROR, GRID, SOURCE
 
 __all__ = ["Grid", "Run", "load"]
 
@@ -148,28 +148,47 @@ class Run:
         return frames.tidy(self._read(columns, layer, place, phase), chosen, self.levels)
 
     def channels(
-        self, layer: str, statistic: str, place: str = "input", phase: str = "train", call: int = 0
+        self,
+        layer: str,
+        statistic: str,
+        place: str = "input",
+        phase: str = "train",
+        call: int = 0,
+        *,
+        error: bool = False,
     ) -> pd.DataFrame:
         """Per-channel values of one statistic: a row a step, a column a channel.
 
+        Args:
+            layer, statistic, place, phase, call: which values.
+            error: give the values' standard errors instead: 0 where they are exact.
+
         Returns:
-            Index ``step``, columns ``channel`` 0..C-1; for a quantile function columns ``(channel, level)``, where
-            channels are counted among those that were chosen. NaN where a channel has no value.
+            Index ``step``, columns ``channel`` 0..C-1; for a quantile function columns ``(channel, level)`` with the
+            numbers of the channels that were chosen. NaN where a channel has no value.
 
         Raises:
             RunError: the run has no such channel values; the message says where it has some.
         """
         self._check("statistic", [statistic], self.statistics)
-        rows = self._read([statistic + CHANNELS, statistic + GRID], layer, None, None)
-        levels = self.levels if statistic + GRID in self._parts.columns() else None
-        result, there = frames.channels(rows, statistic + CHANNELS, (phase, call, place), levels)
+        columns = [statistic + suffix for suffix in (CHANNELS, CHANNEL_ERRORS, GRID)]
+        rows = self._read(columns, layer, None, None)
+        quantile = statistic + GRID in self._parts.columns()
+        at = (phase, call, place)
+        result, there = frames.channels(rows, statistic + CHANNELS, at, self.levels if quantile else None)
         if result is None:
             others = [name for name in self.statistics if name + CHANNELS in self._parts.columns()]
-            elsewhere = "; ".join(_at(*each) for each in there) or "nowhere"
             raise RunError(
-                f"layer {layer!r} has no channel values of {statistic!r} at {_at(phase, call, place)}; it has them at: "
-                f"{elsewhere}; statistics with channel values: {_listed(others)}"
+                f"layer {layer!r} has no channel values of {statistic!r} at place {place!r} in phase {phase!r}, call "
+                f"{call}; it has them at: {_listed(map(str, there))}; statistics with channel values: {_listed(others)}"
             )
+        if error:
+            errors, _ = frames.channels(rows, statistic + CHANNEL_ERRORS, at, None)
+            exact = result * 0.0
+            return exact if errors is None else errors.reindex(result.index).combine_first(exact)
+        chosen = self.settings.get("quantile_channels")
+        if quantile and chosen and len(chosen) == len(result.columns.levels[0]):
+            result.columns = result.columns.set_levels(chosen, level="channel")
         return result
 
     def records(

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from bnprobe.errors import ArgumentError
 from bnprobe.records import COMPUTED, KEYS, SAMPLED, SAVED, Measured, Record
 
-__all__ = ["CHANNELS", "COUNT", "ERROR", "GRID", "KEY_TYPES", "SOURCE", "Placed", "build_table"]
+__all__ = ["CHANNELS", "CHANNEL_ERRORS", "COUNT", "ERROR", "GRID", "KEY_TYPES", "SOURCE", "Placed", "build_table"]
 
 COUNT = "count"
-ERROR, SOURCE, CHANNELS, GRID = ".error", ".source", ".channels", ".grid"
+ERROR, SOURCE, CHANNELS, CHANNEL_ERRORS, GRID = ".error", ".source", ".channels", ".channel_errors", ".grid"
+_SUFFIXES = (ERROR, SOURCE, CHANNELS, CHANNEL_ERRORS, GRID)
 _NAMES = pa.dictionary(pa.int32(), pa.string())
 KEY_TYPES = {
     "step": pa.int64(),
@@ -51,7 +52,7 @@ def build_table(records: Sequence[Record], placed: Mapping[str, Sequence[Placed]
     """The wide table of some records, as `bnprobe.records` describes it.
 
     Columns are keys, count, then per statistic (in the order of ``placed``) its value or grid, ``.error``, ``.source``
-    and, where at least one record has them, ``.channels``. NaN becomes null: the statistic does not exist for that
+    and, where at least one record has them, ``.channels`` and ``.channel_errors``. NaN becomes null: the statistic does not exist for that
     record. A NaN *inside* channel values or a grid stays, for a list has no other way to leave a place empty.
 
     Args:
@@ -79,8 +80,8 @@ def _key(values: list[int] | list[str], kind: pa.DataType) -> pa.Array:
 
 
 def _check_name(name: str) -> None:
-    if not name or name in KEY_TYPES or name.endswith((ERROR, SOURCE, CHANNELS, GRID)):
-        reserved = ", ".join([*KEY_TYPES, *(f"*{suffix}" for suffix in (ERROR, SOURCE, CHANNELS, GRID))])
+    if not name or name in KEY_TYPES or name.endswith(_SUFFIXES):
+        reserved = ", ".join([*KEY_TYPES, *(f"*{suffix}" for suffix in _SUFFIXES)])
         raise ArgumentError(f"a statistic cannot be named {name!r}: it must not be empty nor one of {reserved}")
 
 
@@ -97,7 +98,7 @@ def _statistic(name: str, groups: Sequence[Placed], size: int) -> dict[str, pa.A
         columns[name], exists = pa.array(value, from_pandas=True), ~np.isnan(value)
     error = _scatter(_joined(name, "error", [each.error for each in measured], lengths), position)
     columns[name + ERROR] = pa.array(np.where(exists, error, np.nan), from_pandas=True)
-    channels = _channels(name, measured, lengths, position)
+    channels = _channels(name, [each.channels for each in measured], lengths, position)
     if channels is not None:
         exists |= channels.is_valid().to_numpy(zero_copy_only=False)
     codes = np.concatenate([_source_codes(name, each.source, n) for each, n in zip(measured, lengths, strict=True)])
@@ -106,6 +107,9 @@ def _statistic(name: str, groups: Sequence[Placed], size: int) -> dict[str, pa.A
     )
     if channels is not None:
         columns[name + CHANNELS] = channels
+    channel_errors = _channels(name, [each.channel_errors for each in measured], lengths, position)
+    if channel_errors is not None:
+        columns[name + CHANNEL_ERRORS] = channel_errors
     return columns
 
 
@@ -162,13 +166,17 @@ def _grid(
 
 
 def _channels(
-    name: str, measured: Sequence[Measured], lengths: Sequence[int], position: NDArray[np.int64]
+    name: str,
+    groups: Sequence[Sequence[NDArray[np.floating[Any]] | None] | None],
+    lengths: Sequence[int],
+    position: NDArray[np.int64],
 ) -> pa.Array | None:
+    """Lists of per-channel numbers, or None where no record has any."""
     pieces: list[NDArray[Any]] = []
     widths: list[NDArray[np.int32]] = []
     empty: list[NDArray[np.bool_]] = []
-    for each, n in zip(measured, lengths, strict=True):
-        channels: Any = each.channels
+    channels: Any
+    for channels, n in zip(groups, lengths, strict=True):
         if channels is not None and len(channels) != n:
             raise ArgumentError(f"channels of {name!r} must be {n} arrays, one a row; got {len(channels)}")
         if channels is None:

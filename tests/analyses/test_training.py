@@ -32,7 +32,7 @@ def images(n: int = 90, seed: int = 0) -> Images:
     return Images(torch.from_numpy(x), torch.from_numpy(labels), 1.0)
 
 
-# --- pairing ---------------------------------------------------------------------------------------------------------
+# --- pairing --------------------------------------------------------------------------------------------------------
 
 
 def test_both_arms_begin_with_the_same_weights_and_seeds_differ() -> None:
@@ -68,7 +68,7 @@ def test_nothing_touches_the_global_random_stream() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-# --- inputs ----------------------------------------------------------------------------------------------------------
+# --- inputs ---------------------------------------------------------------------------------------------------------
 
 
 def test_images_are_binary_above_half_or_scaled_to_one() -> None:
@@ -81,7 +81,7 @@ def test_images_are_binary_above_half_or_scaled_to_one() -> None:
     assert torch.equal(grey.batch(torch.tensor([0]))[0], grey.inputs())
 
 
-# --- population statistics ---------------------------------------------------------------------------------------------
+# --- population statistics ------------------------------------------------------------------------------------------
 
 
 def test_population_statistics_are_those_of_all_inputs_layer_by_layer() -> None:
@@ -101,7 +101,7 @@ def test_without_batch_norm_there_is_nothing_to_estimate() -> None:
     assert population(network(False), images().inputs()) == {}
 
 
-# --- looking changes nothing ---------------------------------------------------------------------------------------------
+# --- looking changes nothing ----------------------------------------------------------------------------------------
 
 
 def run(batch_norm: bool, every: int = 4, rate: float = 0.5, steps: int = 20) -> tuple[nn.Sequential, Curve]:

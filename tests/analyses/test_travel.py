@@ -1,5 +1,6 @@
 """Travel of medians: by hand, its laws, and its error band."""
 
+import itertools
 import math
 
 import numpy as np
@@ -125,6 +126,6 @@ def test_the_band_of_a_percentile_holds_the_true_one_in_95_of_100_samples() -> N
 @pytest.mark.parametrize("images", [3, 100, 450, 10_000])
 def test_wanted_levels_rise_and_hold_what_is_read(images: int) -> None:
     levels = wanted_levels(images)
-    assert all(a < b for a, b in zip(levels, levels[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(levels))
     assert {0.15, 0.25, 0.5, 0.75, 0.85} <= set(levels)
     assert 0 <= levels[0] <= levels[-1] <= 1

@@ -199,5 +199,3 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
         run_trials(square, plan(1), tmp_path, jobs=0)
     with pytest.raises(ArgumentError, match="two trials have the same label and settings"):
         run_trials(square, plan(1, 1), tmp_path)
-
-

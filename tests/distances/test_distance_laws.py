@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bnprobe.distances
@@ -24,26 +24,32 @@ CLASSES = [
 MEMBERS = [
     *(member() for member in CLASSES),
     bnprobe.distances.KullbackLeibler(reverse=True),
-    bnprobe.distances.JensenShannon(bins=3),
-    bnprobe.distances.PopulationStability(bins=3, floor=0.0),
+    bnprobe.distances.JensenShannon(bins=4),
+    bnprobe.distances.PopulationStability(bins=4, floor=0.0),
 ]
 LEVELS = (
     np.array([0.0, 1.0]),
     np.array([0.0, 0.1, 0.5, 0.9, 1.0]),
     np.array([0.0, 0.001, 0.25, 0.26, 0.5, 0.6, 0.75, 1.0]),
 )
+GRIDS = st.sampled_from(LEVELS)
+# A bin's edge between levels would be rounded, and which side of an atom it then falls on is chance.
+CUTS = np.union1d(np.arange(11) / 10, np.arange(5) / 4)
+WITH_CUTS = st.sampled_from([CUTS, np.union1d(CUTS, [0.001, 0.02, 0.45, 0.999])])
 # Eighths and their sums and differences are exact: rounding cannot make or break ties, so laws hold tightly.
 EIGHTHS = st.integers(-40, 40).map(lambda k: k / 8)
 ROUNDING = 1e-7  # square roots of rounding errors of a few 1e-16
 
 laws = settings(max_examples=60, deadline=None)
 every_distance = pytest.mark.parametrize("distance", MEMBERS, ids=repr)
+every_symmetric = pytest.mark.parametrize("distance", [each for each in MEMBERS if each.symmetric], ids=repr)
+every_metric = pytest.mark.parametrize("distance", [each for each in MEMBERS if each.metric], ids=repr)
 
 
 @st.composite
-def summaries(draw: st.DrawFn) -> Summary:
+def summaries(draw: st.DrawFn, grids: st.SearchStrategy[np.ndarray] = GRIDS) -> Summary:
     """Any distribution: smooth, with atoms, constant; the moments need not fit the quantiles."""
-    levels = draw(st.sampled_from(LEVELS))
+    levels = draw(grids)
     pool = draw(st.sampled_from([EIGHTHS, st.sampled_from([0.0, 1.0]), st.just(0.5)]))
     quantiles = np.sort(draw(st.lists(pool, min_size=levels.size, max_size=levels.size)))
     variance = draw(st.sampled_from([0.0, 1e-6, 0.25, 1.0, 9.0]))
@@ -100,13 +106,12 @@ def test_zero_on_identical(distance: Distance, p: Summary) -> None:
     assert distance(p, p) == 0
 
 
-@every_distance
+@every_symmetric
 @laws
 @given(p=summaries(), q=summaries())
 def test_symmetric_where_stated(distance: Distance, p: Summary, q: Summary) -> None:
-    if distance.symmetric:
-        assert same(distance(p, q), distance(q, p))
-        assert same(distance.resolution(p, q), distance.resolution(q, p))
+    assert same(distance(p, q), distance(q, p))
+    assert same(distance.resolution(p, q), distance.resolution(q, p))
 
 
 @every_distance
@@ -116,29 +121,24 @@ def test_asymmetric_where_not_stated(distance: Distance) -> None:
     assert same(distance(p, q), distance(q, p)) == distance.symmetric
 
 
-@every_distance
+@every_metric
 @laws
 @given(p=summaries(), q=summaries(), r=summaries())
 def test_triangle_inequality_where_metric(distance: Distance, p: Summary, q: Summary, r: Summary) -> None:
-    if distance.metric:
-        assert distance(p, r) <= distance(p, q) + distance(q, r) + ROUNDING
+    assert distance(p, r) <= distance(p, q) + distance(q, r) + ROUNDING
 
 
-@every_distance
+@every_metric
 @laws
-@given(p=summaries(), q=summaries())
+@given(p=summaries(st.just(LEVELS[1])), q=summaries(st.just(LEVELS[1])))
 def test_zero_only_on_equal_where_metric(distance: Distance, p: Summary, q: Summary) -> None:
-    fields = distance.needs | ({"levels"} if "quantiles" in distance.needs else set())
-    assume(any(not np.array_equal(getattr(p, name), getattr(q, name)) for name in fields))
-    if "quantiles" in distance.needs:  # other levels can describe the same distribution
-        assume(p.levels is q.levels)
-    if distance.metric:
-        assert distance(p, q) > 0
+    equal = all(np.array_equal(getattr(p, name), getattr(q, name)) for name in distance.needs)
+    assert (distance(p, q) == 0) == equal
 
 
 @every_distance
 @laws
-@given(p=summaries(), q=summaries(), shift=EIGHTHS)
+@given(p=summaries(WITH_CUTS), q=summaries(WITH_CUTS), shift=EIGHTHS)
 def test_shifting_both_changes_nothing(distance: Distance, p: Summary, q: Summary, shift: float) -> None:
     assert same(distance(moved(p, shift), moved(q, shift)), distance(p, q))
     assert same(distance.resolution(moved(p, shift), moved(q, shift)), distance.resolution(p, q))
@@ -146,7 +146,7 @@ def test_shifting_both_changes_nothing(distance: Distance, p: Summary, q: Summar
 
 @every_distance
 @laws
-@given(p=summaries(), q=summaries(), factor=st.sampled_from([0.01, 0.5, 3.0, 1000.0]))
+@given(p=summaries(WITH_CUTS), q=summaries(WITH_CUTS), factor=st.sampled_from([0.01, 0.5, 3.0, 1000.0]))
 def test_scaling_both_follows_the_homogeneity(distance: Distance, p: Summary, q: Summary, factor: float) -> None:
     power = factor**distance.homogeneity
     assert same(distance(p.scaled(factor), q.scaled(factor)) / power, distance(p, q))
@@ -219,12 +219,12 @@ def test_lacking_what_is_needed_is_an_error(distance: Distance) -> None:
 @every_distance
 def test_sampling_makes_the_resolution_coarser_and_an_unknown_error_makes_it_unknown(distance: Distance) -> None:
     values = np.random.default_rng(0).normal(size=500)
-    p, q = Summary.of(values), Summary.of(values + 1)
+    p, q = (replaced(Summary.of(each), count=np.inf) for each in (values, values + 1))
 
     def with_error(size: float) -> Summary:
         return replaced(p, rank_error=size, mean_error=size, variance_error=size)
 
-    errors = [float(distance.resolution(with_error(size), q)) for size in (0.0, 0.1, 0.2)]
+    errors = [float(distance.resolution(with_error(size), q)) for size in (0.0, 0.01, 0.02)]
     assert errors[0] < errors[1] < errors[2]
     assert np.isnan(distance.resolution(with_error(np.nan), q))
     assert np.isfinite(distance(with_error(np.nan), q))

@@ -4,7 +4,6 @@ Linear -> BatchNorm1d -> Sigmoid blocks: what the Linear gives drifts and widens
 variance, and the distribution's shape changes slowly. Numbers follow from formulas, so tests can foretell them.
 """
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ ERROR = 0.03
 COUNT = 6000
 _SCORES = norm.ppf(np.clip(LEVELS, 0.0005, 0.9995))
 _CHANNELS = 4
+_PART = 100  # steps
 
 
 def inventory(blocks: int, prefix: str = "") -> list[Layer]:
@@ -83,8 +83,8 @@ def make_run(
     """
     layers = inventory(blocks, prefix) if layers is None else layers
     writer = Writer(directory, settings={"every": 1, "seed": 0}, layers=layers, levels=LEVELS)
-    for chunk in itertools.batched(steps, 100) if hasattr(itertools, "batched") else [tuple(steps)]:
-        writer.append(_table(layers, chunk, steps[-1] or 1, without))
+    for start in range(0, len(steps), _PART):
+        writer.append(_table(layers, steps[start : start + _PART], steps[-1] or 1, without))
     if close:
         writer.close()
     else:

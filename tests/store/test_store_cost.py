@@ -80,7 +80,7 @@ def best_of(runs: int, action: Callable[[], object]) -> float:
 
 
 def test_a_flush_takes_less_than_a_millisecond_a_step(tmp_path: Path) -> None:
-    """64 steps of 30 records with 12 statistics; measured 3 + 7 ms on 2 cores, against a loop over cells of 200 ms."""
+    """64 steps of 30 records with 12 statistics; on 2 cores 2 ms went to the table and 8 ms to the part."""
     flush, placed = records(64, 30), measured(64 * 30)
     with Writer(tmp_path, settings={}, layers=(), levels=DEFAULT_LEVELS) as writer:
         assert best_of(5, lambda: writer.append(build_table(flush, placed))) < 0.064
