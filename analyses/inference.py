@@ -44,6 +44,7 @@ Direction = Literal["above", "below"]
 Outcome = Literal["reproduced", "not reproduced", "undecided"]
 
 ALPHA = 0.05  # the field's habit; the interval of a lone decision is then the customary 95 % one
+_ROUNDING = 1e-9  # relative; float32 losses and accuracies differ by far more or not at all
 LEAST_BOOTSTRAP = 10  # below ten values the bootstrap has too few distinct resamples to cover (Hesterberg 2015)
 
 
@@ -116,7 +117,7 @@ def t_interval(values: Sequence[float], confidence: float = 1 - ALPHA) -> Interv
         ArgumentError: too few values, a value that is not finite, or a confidence outside (0, 1).
     """
     sample = _checked(values, least=2, confidence=confidence)
-    found = stats.ttest_1samp(sample, 0.0).confidence_interval(confidence) if np.ptp(sample) else (sample[0], sample[0])
+    found = (sample[0], sample[0]) if _alike(sample) else stats.ttest_1samp(sample, 0.0).confidence_interval(confidence)
     return Interval(float(found[0]), float(found[1]), confidence, "t")
 
 
@@ -135,7 +136,7 @@ def bootstrap_interval(
         ArgumentError: as ``t_interval``, with ten values as the least number.
     """
     sample = _checked(values, least=LEAST_BOOTSTRAP, confidence=confidence)
-    if not np.ptp(sample):
+    if _alike(sample):
         return Interval(float(sample[0]), float(sample[0]), confidence, "BCa bootstrap")
     found = stats.bootstrap(
         (sample,), np.mean, confidence_level=confidence, n_resamples=resamples, method="BCa", rng=seed
@@ -161,7 +162,7 @@ def p_value(sample: Sample) -> float:
     Two-sided because both sides decide: one says ``reproduced``, the other ``not reproduced``.
     """
     values = np.asarray(sample.values, np.float64)
-    if values.size < 2 or not np.isfinite(values).all() or not np.ptp(values):
+    if values.size < 2 or not np.isfinite(values).all() or _alike(values):
         return math.nan
     return float(stats.ttest_1samp(values, sample.smallest_effect).pvalue)
 
@@ -217,7 +218,7 @@ def _decide(sample: Sample, confidence: float) -> Decision:
         return _undecided(
             sample, mean, f"{values.size} seed: the spread between seeds is unknown, so there is no interval"
         )
-    if not np.ptp(values):
+    if _alike(values):
         return _undecided(sample, mean, f"all {values.size} seeds gave the same value, so there is no interval")
     interval = t_interval(sample.values, confidence)
     bootstrap = bootstrap_interval(sample.values, confidence) if values.size >= LEAST_BOOTSTRAP else None
@@ -238,6 +239,11 @@ def _outcome(sample: Sample, interval: Interval, bootstrap: Interval | None) -> 
 
 def _undecided(sample: Sample, mean: float, reason: str) -> Decision:
     return Decision("undecided", mean, None, None, math.nan, len(sample.values), reason)
+
+
+def _alike(values: NDArray[np.float64]) -> bool:
+    """Whether the values differ by no more than rounding: a spread of that size is none."""
+    return bool(np.ptp(values) <= _ROUNDING * np.abs(values).max())
 
 
 def _rank(p: float) -> float:

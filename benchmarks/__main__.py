@@ -22,7 +22,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="measuring time a subject")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
-    result = {"benchmark": arguments.name, "environment": environment(), "result": _BENCHMARKS[arguments.name](arguments.seconds)}
+    result = {
+        "benchmark": arguments.name,
+        "environment": environment(),
+        "result": _BENCHMARKS[arguments.name](arguments.seconds),
+    }
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"{arguments.name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")

@@ -40,7 +40,11 @@ class Block(nn.Module):
 
 def resnet(widths: tuple[int, ...], depth: int, classes: int = 10) -> nn.Module:
     """Stages of basic blocks after a 3x3 stem."""
-    layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, widths[0], 3, 1, 1, bias=False),
+        nn.BatchNorm2d(widths[0]),
+        nn.ReLU(inplace=True),
+    ]
     inner = widths[0]
     for stage, width in enumerate(widths):
         for block in range(depth):

@@ -83,7 +83,13 @@ def _listening(kind: str, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     chosen: tuple[bnprobe.statistics.Statistic, ...] = ()
     if kind == "exact":
         s = bnprobe.statistics
-        chosen = (s.Moments(exact=True), s.Quantiles(exact=True), s.Gradients(exact=True), s.RunningGap(), s.Saturation(exact=True))
+        chosen = (
+            s.Moments(exact=True),
+            s.Quantiles(exact=True),
+            s.Gradients(exact=True),
+            s.RunningGap(),
+            s.Saturation(exact=True),
+        )
     probe = bnprobe.attach(model, *chosen, optimizer=optimizer, out=tempfile.mkdtemp() + "/run")
     _PROBES.append(probe)
     return probe
@@ -100,7 +106,9 @@ class _UsersHook:
     def _hook(self, module: nn.Module, args: Any, output: Tensor) -> None:
         x = output.detach().float().flatten()
         levels = torch.tensor([0.15, 0.5, 0.85])
-        self.rows.append([x.mean().item(), x.std().item(), x.min().item(), x.max().item(), *torch.quantile(x, levels).tolist()])
+        self.rows.append(
+            [x.mean().item(), x.std().item(), x.min().item(), x.max().item(), *torch.quantile(x, levels).tolist()]
+        )
 
     def __enter__(self) -> "_UsersHook":
         return self

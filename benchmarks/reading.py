@@ -33,7 +33,11 @@ def run(seconds: float = 0.0) -> dict[str, Any]:  # noqa: ARG001 - one signature
             before, begin = psutil.Process().memory_info().rss, time.perf_counter()
             rows = len(read())
             took = time.perf_counter() - begin
-            result[name] = {"seconds": took, "rows": rows, "extra_mb": (psutil.Process().memory_info().rss - before) / 2**20}
+            result[name] = {
+                "seconds": took,
+                "rows": rows,
+                "extra_mb": (psutil.Process().memory_info().rss - before) / 2**20,
+            }
         return result
 
 

@@ -73,7 +73,9 @@ def attach(
     """
     _check(model, statistics, optimizer, sample)
     chosen = statistics or (Moments(), Quantiles(), Gradients(), RunningGap(), Saturation())
-    return Probe(unwrap(model), chosen, find_sites(model, layers), as_schedule(every), optimizer, out, start, sample, seed)
+    return Probe(
+        unwrap(model), chosen, find_sites(model, layers), as_schedule(every), optimizer, out, start, sample, seed
+    )
 
 
 class Probe:
@@ -332,9 +334,7 @@ class Probe:
                 taps.remove()
 
 
-def _check(
-    model: Any, statistics: Sequence[Any], optimizer: Any, sample: Any
-) -> None:
+def _check(model: Any, statistics: Sequence[Any], optimizer: Any, sample: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     for one in statistics:

@@ -132,7 +132,9 @@ class Collector:
 def _finish(statistic: Statistic, states: Sequence[Any]) -> Iterable[tuple[str, Placed]]:
     """Results of one statistic for its rows; equal states (tensors seen at two places) are finished once."""
     unique: dict[int, int] = {}
-    rows, which, distinct = [], [], []
+    rows: list[int] = []
+    which: list[int] = []
+    distinct: list[Any] = []
     for row, state in enumerate(states):
         if state is None:
             continue

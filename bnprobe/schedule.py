@@ -33,6 +33,7 @@ class every:  # noqa: N801 - reads as a word: every(100)
         _check_count("start", self.start, least=0)
 
     def __call__(self, step: int) -> bool:
+        """Whether to measure at ``step``."""
         return step >= self.start and (step - self.start) % self.interval == 0
 
 
@@ -46,6 +47,7 @@ class first:  # noqa: N801 - reads as a word: first(100)
         _check_count("count", self.count, least=1)
 
     def __call__(self, step: int) -> bool:
+        """Whether to measure at ``step``."""
         return step < self.count
 
 
@@ -59,6 +61,7 @@ class log_spaced:  # noqa: N801 - reads as a word: log_spaced(10)
         _check_count("per_decade", self.per_decade, least=1)
 
     def __call__(self, step: int) -> bool:
+        """Whether to measure at ``step``."""
         if step < 1:
             return step == 0
         nearest = math.log10(step) * self.per_decade

@@ -7,7 +7,13 @@ from torch import nn
 
 def mlp(width=12, norm=nn.BatchNorm1d):
     return nn.Sequential(
-        nn.Linear(6, width), norm(width), nn.Sigmoid(), nn.Linear(width, width), norm(width), nn.ReLU(), nn.Linear(width, 3)
+        nn.Linear(6, width),
+        norm(width),
+        nn.Sigmoid(),
+        nn.Linear(width, width),
+        norm(width),
+        nn.ReLU(),
+        nn.Linear(width, 3),
     )
 
 
@@ -69,7 +75,8 @@ CASES = {
 def batches(shape, steps, seed=1):
     generator = torch.Generator().manual_seed(seed)
     return [
-        (torch.randn(shape, generator=generator), torch.randint(3, (shape[0],), generator=generator)) for _ in range(steps)
+        (torch.randn(shape, generator=generator), torch.randint(3, (shape[0],), generator=generator))
+        for _ in range(steps)
     ]
 
 

@@ -60,13 +60,17 @@ def test_records_are_what_a_naive_listener_computes():
     handles = []
     for name, module in model.named_children():
         handles += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(after(name))]
-    with bnprobe.attach(model, s.Moments(exact=True), s.Quantiles(exact=True), s.Gradients(exact=True), optimizer=optimizer) as probe:
+    with bnprobe.attach(
+        model, s.Moments(exact=True), s.Quantiles(exact=True), s.Gradients(exact=True), optimizer=optimizer
+    ) as probe:
         train(model, optimizer, data, after=lambda: step.__setitem__(0, step[0] + 1))
     for handle in handles:
         handle.remove()
     frame = probe.run.frame(phase="train")
     assert set(frame.step) == {0, 1, 2}
-    table = frame[frame.statistic.isin(["mean", "variance", "min", "max"])].set_index(["step", "layer", "place", "statistic"])
+    table = frame[frame.statistic.isin(["mean", "variance", "min", "max"])].set_index(
+        ["step", "layer", "place", "statistic"]
+    )
     quantiles = frame[frame.statistic == "quantile"]
     for (at, name, place), tensor in expected.items():
         if name in probe.run.layers.name.to_numpy():
@@ -139,7 +143,13 @@ def test_the_inventory():
         train(model, optimizer, batches((4, 3, 6, 6), 1))
     layers = probe.run.layers.set_index("name")
     assert list(layers.index) == ["conv1", "bn1", "shared", "bn2", "head"]
-    assert layers.loc["bn1", ["kind", "family", "channels", "eps", "momentum"]].tolist() == ["BatchNorm2d", "batch_norm", 4, 1e-5, 0.1]
+    assert layers.loc["bn1", ["kind", "family", "channels", "eps", "momentum"]].tolist() == [
+        "BatchNorm2d",
+        "batch_norm",
+        4,
+        1e-5,
+        0.1,
+    ]
     assert set(layers.feeds["bn1"]) == {"shared", "head"}
     assert layers.observed.all()
     assert (layers.why == "").all()
@@ -240,7 +250,10 @@ def test_without_either_a_training_forward_is_a_step():
 
 def test_step_is_refused_where_an_optimizer_keeps_the_clock_or_after_the_end():
     model = mlp()
-    with bnprobe.attach(model, optimizer=sgd(model)) as probe, pytest.raises(BnprobeError, match="optimizer keeps the clock"):
+    with (
+        bnprobe.attach(model, optimizer=sgd(model)) as probe,
+        pytest.raises(BnprobeError, match="optimizer keeps the clock"),
+    ):
         probe.step()
     with bnprobe.attach(model) as probe:
         pass
@@ -347,7 +360,10 @@ def test_a_killed_training_leaves_a_readable_run(tmp_path):
             print(probe.now, flush=True)
     """)
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()}
+        [sys.executable, "-c", script, str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
     )
     reached = 0
     while reached < 200:
@@ -441,7 +457,9 @@ def test_nan_and_infinity_are_counted_and_the_rest_is_summarised():
         model(x)
     run = probe.run
     assert value(run, layer="0", place="input", statistic="nonfinite") == pytest.approx(2 / 60)
-    assert value(run, layer="0", place="input", statistic="mean") == pytest.approx(float(x[x.isfinite()].double().mean()))
+    assert value(run, layer="0", place="input", statistic="mean") == pytest.approx(
+        float(x[x.isfinite()].double().mean())
+    )
     assert value(run, layer="0", place="output", statistic="nonfinite") == pytest.approx(12 / 60)
 
 
@@ -482,7 +500,10 @@ def test_a_statistic_that_fails_is_noted_and_training_goes_on():
 
     model = mlp()
     optimizer = sgd(model)
-    with pytest.warns(RuntimeWarning, match="could not measure layer '0': no such luck"), bnprobe.attach(model, Broken(), optimizer=optimizer) as probe:
+    with (
+        pytest.warns(RuntimeWarning, match="could not measure layer '0': no such luck"),
+        bnprobe.attach(model, Broken(), optimizer=optimizer) as probe,
+    ):
         train(model, optimizer, batches((8, 6), 2))
     assert probe.now == 2
     assert (probe.run.layers.why == "ValueError: no such luck").all()
@@ -502,7 +523,9 @@ def test_an_own_statistic():
             return a or b if a is None or b is None else (torch.minimum(a[0], b[0]), torch.maximum(a[1], b[1]))
 
         def finish(self, states):
-            return {"range": bnprobe.records.Measured(np.array([float(high - low) for low, high in states]), "computed")}
+            return {
+                "range": bnprobe.records.Measured(np.array([float(high - low) for low, high in states]), "computed")
+            }
 
     model, x = mlp(), torch.randn(8, 6)
     with bnprobe.attach(model, Range(), layers="0") as probe:
@@ -578,7 +601,11 @@ def test_memory_does_not_grow_with_steps(where, tmp_path):
     """10,000 steps with the default statistics at every step: less than 30 MB beyond the first 500."""
     arguments = [str(tmp_path / "run")] if where == "directory" else []
     done = subprocess.run(
-        [sys.executable, "-c", _GROWTH, *arguments], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": os.getcwd()}
+        [sys.executable, "-c", _GROWTH, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
     )
     assert float(done.stdout) < 30
     assert math.isfinite(float(done.stdout))

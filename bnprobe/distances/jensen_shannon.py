@@ -27,7 +27,7 @@ class JensenShannon(Distance):
     *Resolution.* An estimate, no bound: finitely many quantiles cannot bound a distance between densities. It is what
     the distance changes when its square changes
 
-    - by what bins of twice the width would lose more;
+    - by what bins joined in pairs would lose more;
     - by what every bin's shares change when every other level is left out of the grids;
     - by 1.96 standard deviations that sampling gives it to first order, and downwards by the 95 % quantile
       of what sampling adds between equal distributions, ``chi^2 / 8 * (1/n_p + 1/n_q)``. Here n is the sample's size,
@@ -53,28 +53,29 @@ class JensenShannon(Distance):
             raise ArgumentError(f"bins must be an int of at least 2; got {self.bins!r}")
 
     def _value(self, p: Summary, q: Summary) -> FloatArray:
-        return np.sqrt(_divergence(p, q, self.bins))
+        cuts = self._cuts(p, q)
+        return np.sqrt(_divergence(shares.fine_shares(p, cuts), shares.fine_shares(q, cuts)))
 
     def _error(self, p: Summary, q: Summary) -> FloatArray:
-        both = shares.binned(p, q, _cuts(p, q, self.bins))
+        cuts = self._cuts(p, q)
+        of_p, of_q = shares.shares_of(p, cuts), shares.shares_of(q, cuts)
         n_p, n_q = shares.draws(p), shares.draws(q)
-        square = _term(both.p, both.q).sum(-1)
-        lost = np.abs(square - _divergence(p, q, max(self.bins // 2, 1)))
-        change = lost + shares.grid_change(_term, both) + shares.sampling_change(_slopes, both.p, both.q, n_p, n_q)
-        noise = shares.null_quantile((both.p + both.q) / 2) / 8 * (1 / n_p + 1 / n_q)
+        square = _divergence(of_p.fine, of_q.fine)
+        lost = np.maximum(square - _divergence(of_p.coarse, of_q.coarse), 0)
+        sampling = shares.sampling_change(_slopes, of_p, of_q, n_p, n_q)
+        change = lost + shares.grid_change(_term, of_p, of_q) + sampling
+        noise = shares.null_quantile((of_p.fine + of_q.fine) / 2) / 8 * (1 / n_p + 1 / n_q)
         up = np.sqrt(square + change) - np.sqrt(square)
         down = np.sqrt(square) - np.sqrt(np.maximum(square - change - noise, 0))
         return np.asarray(np.minimum(np.maximum(up, down), np.sqrt(np.log(2))))
 
+    def _cuts(self, p: Summary, q: Summary) -> shares.Cuts:
+        levels = np.arange(self.bins + 1) / self.bins
+        return shares.cuts_at(p, levels) | shares.cuts_at(q, levels)
 
-def _cuts(p: Summary, q: Summary, bins: int) -> shares.Cuts:
-    levels = np.arange(bins + 1) / bins
-    return shares.cuts_at(p, levels) | shares.cuts_at(q, levels)
 
-
-def _divergence(p: Summary, q: Summary, bins: int) -> FloatArray:
-    cuts = _cuts(p, q, bins)
-    return np.asarray(_term(shares.shares_of(p, cuts), shares.shares_of(q, cuts)).sum(-1))
+def _divergence(p: FloatArray, q: FloatArray) -> FloatArray:
+    return np.asarray(_term(p, q).sum(-1))
 
 
 def _term(p: FloatArray, q: FloatArray) -> FloatArray:

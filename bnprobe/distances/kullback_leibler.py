@@ -45,11 +45,11 @@ class KullbackLeibler(Distance):
     def _value(self, p: Summary, q: Summary) -> FloatArray:
         if self.reverse:
             p, q = q, p
-        # With r = ratio - 1, r - log1p(r) loses nothing where the variances are close; rounding may still leave -0.
+        # log1p loses no digits where the variances are close, and a difference of logarithms none where they are not.
         excess = (p.variance - q.variance) / q.variance
-        shape = np.maximum(excess - np.log1p(excess), 0.0)
-        divergence = (shape + ((p.mean - q.mean) / np.sqrt(q.variance)) ** 2) / 2
-        constant = (p.variance == 0) | (q.variance == 0) | np.isnan(divergence)
+        ratio = np.where(np.abs(excess) < 0.5, np.log1p(excess), np.log(p.variance) - np.log(q.variance))
+        divergence = (np.maximum(excess - ratio, 0.0) + ((p.mean - q.mean) / np.sqrt(q.variance)) ** 2) / 2
+        constant = (p.variance == 0) | (q.variance == 0)
         equal = (p.variance == q.variance) & (p.mean == q.mean)
         return np.where(equal, 0.0, np.where(constant, np.inf, divergence))
 

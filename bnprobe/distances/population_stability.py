@@ -53,15 +53,16 @@ class PopulationStability(Distance):
 
     def _value(self, p: Summary, q: Summary) -> FloatArray:
         cuts = self._cuts(p)
-        return np.asarray(self._term(shares.shares_of(p, cuts), shares.shares_of(q, cuts)).sum(-1))
+        return np.asarray(self._term(shares.fine_shares(p, cuts), shares.fine_shares(q, cuts)).sum(-1))
 
     def _error(self, p: Summary, q: Summary) -> FloatArray:
-        both = shares.binned(p, q, self._cuts(p))
+        cuts = self._cuts(p)
+        of_p, of_q = shares.shares_of(p, cuts), shares.shares_of(q, cuts)
         n_p, n_q = shares.draws(p), shares.draws(q)
-        noise = shares.null_quantile(both.p) * (1 / n_p + 1 / n_q)
-        sampling = shares.sampling_change(self._slopes, both.p, both.q, n_p, n_q)
-        error: FloatArray = shares.grid_change(self._term, both) + noise + sampling
-        infinite = np.isinf(self._term(both.p, both.q).sum(-1)) & ~np.isnan(n_p + n_q)
+        noise = shares.null_quantile(of_p.fine) * (1 / n_p + 1 / n_q)
+        sampling = shares.sampling_change(self._slopes, of_p, of_q, n_p, n_q)
+        error: FloatArray = shares.grid_change(self._term, of_p, of_q) + noise + sampling
+        infinite = np.isinf(self._term(of_p.fine, of_q.fine).sum(-1)) & ~np.isnan(n_p + n_q)
         return np.where(infinite, np.inf, error)
 
     def _cuts(self, reference: Summary) -> shares.Cuts:

@@ -5,11 +5,11 @@ straight line between levels errs by little where it is cut. Atoms get more care
 heavily: an atom ends somewhere inside the cell next to its last level. What the next cell's density leaves of
 that cell is counted to the atom; of a cell between two atoms each gets half.
 
-Everything here sees rows: ``quantiles [R, Q]``; k cuts make B bins, k + 1 or more, some of them empty.
+Everything here sees rows: ``quantiles [R, Q]``; k cuts make B = k + 1 bins, some of them empty.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,19 @@ from scipy.special import chdtri
 from bnprobe.distances.base import FloatArray, Summary
 from bnprobe.distances.model import Z95, masses, on_levels, sample_size
 
-__all__ = ["Binned", "Cuts", "binned", "cuts_at", "draws", "grid_change", "null_quantile", "sampling_change"]
+__all__ = [
+    "Cuts",
+    "Shares",
+    "cuts_at",
+    "draws",
+    "fine_shares",
+    "grid_change",
+    "null_quantile",
+    "sampling_change",
+    "shares_of",
+]
+
+Mask = NDArray[np.bool_]
 
 _ROUNDING = 1e-12  # a share below is what rounding leaves of an empty bin
 
@@ -31,65 +43,66 @@ class Cuts:
     """Where bins end.
 
     Attributes:
-        points: ``[R, k]``; bins hold their upper end.
-        before: ``[R, k]`` whether there is a cut just before the point, too: an atom there has a bin of its own.
+        points: ``[R, k]`` bins hold their upper end; a cut *before* a point leaves the point to the next bin.
+        before: ``[k]`` which columns are cuts before their points: an atom with cuts on both sides is a bin.
+        there: ``[R, k]`` which of the cuts exist.
+        coarse: ``[k]`` which columns remain when bins are joined in pairs.
     """
 
     points: FloatArray
-    before: NDArray[np.bool_]
+    before: Mask
+    there: Mask
+    coarse: Mask
 
     def __or__(self, other: "Cuts") -> "Cuts":
-        return Cuts(np.hstack([self.points, other.points]), np.hstack([self.before, other.before]))
+        return Cuts(
+            *(np.concatenate([getattr(self, each.name), getattr(other, each.name)], -1) for each in fields(Cuts))
+        )
 
 
 @dataclass(frozen=True)
-class Binned:
-    """Two distributions in the same bins.
+class Shares:
+    """A distribution's shares ``[R, B]`` of bins, in rising order of bins.
 
     Attributes:
-        p, q: ``[R, B]`` their shares.
-        p_change, q_change: ``[R, B]`` how much the shares change when every other level is left out.
+        fine: of each bin.
+        change: how much they change when every other level is left out of the grid, the odd or the even ones.
+        coarse: of bins joined in pairs.
     """
 
-    p: FloatArray
-    q: FloatArray
-    p_change: FloatArray
-    q_change: FloatArray
+    fine: FloatArray
+    change: FloatArray
+    coarse: FloatArray
 
 
 def cuts_at(summary: Summary, levels: FloatArray) -> Cuts:
     """Cuts at quantiles of the summary; at level 0, and where neighbouring levels tie, on both sides of the point."""
     points = on_levels(summary, levels)
-    before = np.zeros(points.shape, dtype=bool)
     tie = points[:, 1:] == points[:, :-1]
-    before[:, 1:] |= tie
-    before[:, :-1] |= tie
-    before[:, levels == 0] = True
-    return Cuts(points, before)
+    edge = np.zeros((len(points), 1), dtype=bool)
+    double = np.hstack([edge, tie]) | np.hstack([tie, edge]) | (levels == 0)
+    columns = np.flatnonzero(double.any(axis=0))
+    every = np.arange(levels.size)
+    return Cuts(
+        points=points[:, np.append(every, columns)],
+        before=np.append(np.zeros(every.size, dtype=bool), np.ones(columns.size, dtype=bool)),
+        there=np.hstack([np.ones(points.shape, dtype=bool), double[:, columns]]),
+        coarse=np.append(every, columns) % 2 == 0,
+    )
 
 
-def binned(p: Summary, q: Summary, cuts: Cuts) -> Binned:
-    """Both sides' shares with their changes."""
-    shares, changes = [], []
-    for side in (p, q):
-        own = shares_of(side, cuts)
-        coarse = [np.abs(shares_of(_half(side, start), cuts) - own) for start in (0, 1)]
-        shares.append(own)
-        changes.append(np.maximum(*coarse))
-    return Binned(*shares, *changes)
+def fine_shares(summary: Summary, cuts: Cuts) -> FloatArray:
+    """Shares of each bin alone."""
+    return _shares(_below(summary, cuts, _passed(summary.quantiles, cuts)))
 
 
-def shares_of(summary: Summary, cuts: Cuts) -> FloatArray:
-    """Share ``[R, B]`` of each bin, in rising order of bins."""
-    edges = _cell_shares(summary)
-    upto = _below(summary, edges, cuts.points, included=True)
-    double = cuts.before.any(axis=0)
-    if double.any():
-        before = _below(summary, edges, cuts.points[:, double], included=False)
-        upto = np.hstack([upto, np.where(cuts.before[:, double], before, 0.0)])
-    # A distribution function rises, so its sorted values are those at the sorted cuts.
-    share = np.diff(np.sort(upto, axis=1), axis=1, prepend=0.0, append=1.0)
-    return np.where(share > _ROUNDING, share, 0.0)
+def shares_of(summary: Summary, cuts: Cuts) -> Shares:
+    """Shares of each bin, with what is needed for their error."""
+    passed = _passed(summary.quantiles, cuts)
+    below = _below(summary, cuts, passed)
+    fine = _shares(below)
+    change = [np.abs(_shares(_below(half, cuts, kept[passed])) - fine) for half, kept in _halves(summary)]
+    return Shares(fine, np.maximum(*change), _shares(below[:, cuts.coarse]))
 
 
 def draws(summary: Summary) -> FloatArray:
@@ -106,19 +119,19 @@ def null_quantile(shares: FloatArray) -> FloatArray:
     return quantile
 
 
-def grid_change(term: Term, both: Binned) -> FloatArray:
+def grid_change(term: Term, p: Shares, q: Shares) -> FloatArray:
     """What the sum of ``term`` over bins changes when both shares of every bin change as they may, oppositely."""
-    here, largest = term(both.p, both.q), np.zeros(both.p.shape)
+    here, largest = term(p.fine, q.fine), np.zeros(p.fine.shape)
     for sign in (-1, 1):
-        there = term(np.maximum(both.p + sign * both.p_change, 0), np.maximum(both.q - sign * both.q_change, 0))
+        there = term(np.maximum(p.fine + sign * p.change, 0), np.maximum(q.fine - sign * q.change, 0))
         largest = np.maximum(largest, np.where(there == here, 0.0, np.abs(there - here)))
     return np.asarray(largest.sum(-1))
 
 
-def sampling_change(slopes: Slopes, p: FloatArray, q: FloatArray, n_p: FloatArray, n_q: FloatArray) -> FloatArray:
+def sampling_change(slopes: Slopes, p: Shares, q: Shares, n_p: FloatArray, n_q: FloatArray) -> FloatArray:
     """1.96 standard deviations, to first order, of a function of two multinomial samples' shares."""
-    slope_p, slope_q = slopes(p, q)
-    change: FloatArray = Z95 * np.sqrt(_variance(p, slope_p) / n_p + _variance(q, slope_q) / n_q)
+    slope_p, slope_q = slopes(p.fine, q.fine)
+    change: FloatArray = Z95 * np.sqrt(_variance(p.fine, slope_p) / n_p + _variance(q.fine, slope_q) / n_q)
     return change
 
 
@@ -128,11 +141,18 @@ def _variance(share: FloatArray, slope: FloatArray) -> FloatArray:
     return np.asarray((share * (slope - mean) ** 2).sum(-1))
 
 
-def _half(summary: Summary, start: int) -> Summary:
-    """The summary without every other level but the ends."""
+def _shares(below: FloatArray) -> FloatArray:
+    # A distribution function rises, so its sorted values are those at the sorted cuts.
+    share = np.diff(np.sort(below, axis=1), axis=1, prepend=0.0, append=1.0)
+    return np.where(share > _ROUNDING, share, 0.0)
+
+
+def _halves(summary: Summary) -> Iterator[tuple[Summary, NDArray[np.intp]]]:
+    """The summary with every other level and the ends; with how many of its first 0 to Q levels were kept."""
     last = summary.levels.size - 1
-    kept = np.union1d(np.arange(start, last, 2), [0, last])
-    return Summary(summary.levels[kept], summary.quantiles[:, kept])
+    for start in (0, 1):
+        kept = np.union1d(np.arange(start, last, 2), [0, last])
+        yield Summary(summary.levels[kept], summary.quantiles[:, kept]), np.searchsorted(kept, np.arange(last + 2))
 
 
 def _cell_shares(summary: Summary) -> tuple[FloatArray, FloatArray]:
@@ -154,23 +174,26 @@ def _cell_shares(summary: Summary) -> tuple[FloatArray, FloatArray]:
     return start, stop
 
 
-def _below(summary: Summary, edges: tuple[FloatArray, FloatArray], points: FloatArray, *, included: bool) -> FloatArray:
-    """The distribution function at ``points [R, k]``: its limit from the right (``included``) or from the left."""
-    index = _passed(summary.quantiles, points, included=included) - 1
-    cell = np.clip(index, 0, summary.levels.size - 2)
+def _below(summary: Summary, cuts: Cuts, passed: NDArray[np.intp]) -> FloatArray:
+    """The distribution function ``[R, k]`` at cuts that have ``passed`` so many knots each; 0 where there is no cut."""
+    cell = np.clip(passed - 1, 0, summary.levels.size - 2)
     left, right = (np.take_along_axis(summary.quantiles, cell + side, axis=1) for side in (0, 1))
-    part = np.where(right > left, np.clip((points - left) / (right - left), 0, 1), index > cell)
-    start, stop = (np.take_along_axis(edge, cell, axis=1) for edge in edges)
-    share: FloatArray = (1 - part) * start + part * stop
-    return share
+    part = np.where(right > left, np.clip((cuts.points - left) / (right - left), 0, 1), passed - 1 > cell)
+    start, stop = (np.take_along_axis(edge, cell, axis=1) for edge in _cell_shares(summary))
+    return np.where(cuts.there, (1 - part) * start + part * stop, 0.0)
 
 
-def _passed(knots: FloatArray, points: FloatArray, *, included: bool) -> NDArray[np.intp]:
-    """How many of a row's ``knots [R, Q]`` lie below each of its ``points [R, k]``: ``searchsorted`` by rows."""
-    size = knots.shape[1]
-    passed = np.zeros(points.shape, dtype=np.intp)
-    for bit in reversed(range(size.bit_length())):
+def _passed(knots: FloatArray, cuts: Cuts) -> NDArray[np.intp]:
+    """How many of a row's knots each of its cuts has passed: ``searchsorted`` by rows."""
+    rows, size = knots.shape
+    bits = size.bit_length()
+    width = (1 << bits) - 1
+    padded = np.full((rows, width), np.nan)  # which nothing passes
+    padded[:, :size] = knots
+    flat, row = padded.reshape(-1), np.arange(rows)[:, None] * width - 1
+    limit = np.where(cuts.before, np.nextafter(cuts.points, -np.inf), cuts.points)
+    passed = np.zeros(limit.shape, dtype=np.intp)
+    for bit in reversed(range(bits)):
         more = passed + (1 << bit)
-        last = np.take_along_axis(knots, np.minimum(more, size) - 1, axis=1)
-        passed = np.where((more <= size) & (last <= points if included else last < points), more, passed)
+        passed = np.where(flat[row + more] <= limit, more, passed)
     return passed

@@ -23,13 +23,13 @@ class GroupMoments(NamedTuple):
     """Mean and biased variance of equally large groups of values that together are the whole tensor.
 
     Attributes:
-        count: values in each group.
+        size: values in each group.
         mean, variance: ``[G]``; G is C where ``by_channel``.
         by_channel: whether group g is channel g.
         source: ``saved`` or ``computed``.
     """
 
-    count: int
+    size: int
     mean: Tensor
     variance: Tensor
     by_channel: bool
@@ -50,7 +50,7 @@ def saved_moments(site: Site, inputs: Tensor, output: Tensor) -> GroupMoments | 
         return None
     if not _normalizes(site.module, node, inputs):
         return None
-    mean, invstd = node._saved_result1.detach().reshape(-1), node._saved_result2.detach().reshape(-1)
+    mean, invstd = (getattr(node, f"_saved_result{k}").detach().reshape(-1) for k in (1, 2))
     if mean.numel() == 0 or inputs.numel() % mean.numel():
         return None  # batch norm in eval mode saves nothing
     variance = (invstd.square().reciprocal() - _eps(node, site.module)).clamp_min_(0)
@@ -62,12 +62,14 @@ def output_moments(site: Site, inputs: GroupMoments) -> GroupMoments | None:
     """Moments of a batch norm's output: mean beta, variance ``gamma^2 v / (v + eps)``."""
     if inputs.source != "saved" or not inputs.by_channel or type(site.module).forward is not _BatchNorm.forward:
         return None
-    variance = inputs.variance / (inputs.variance + site.module.eps)
-    gamma, beta = site.module.weight, site.module.bias
+    layer = site.module
+    assert isinstance(layer, _BatchNorm)
+    variance = inputs.variance / (inputs.variance + layer.eps)
+    gamma, beta = layer.weight, layer.bias
     if gamma is not None:
         variance = variance * gamma.detach().square()
     mean = beta.detach().clone() if beta is not None else torch.zeros_like(variance)
-    return GroupMoments(inputs.count, mean, variance, True, inputs.source)
+    return GroupMoments(inputs.size, mean, variance, True, inputs.source)
 
 
 def batch_moments(inputs: Tensor) -> GroupMoments | None:
@@ -90,7 +92,7 @@ def _eps(node: torch.autograd.graph.Node, module: nn.Module) -> float:
 def _normalizes(module: nn.Module, node: torch.autograd.graph.Node, inputs: Tensor) -> bool:
     """Whether the node's input is the layer's: a subclass may transform it on the way."""
     try:
-        saved = node._saved_input
+        saved: Tensor = node._saved_input  # type: ignore[attr-defined]  # a node's own attributes
     except RuntimeError:  # changed in place since, or already freed: nothing can be said
         return False
     return bool(saved.data_ptr() == inputs.data_ptr() and saved.numel() == inputs.numel())

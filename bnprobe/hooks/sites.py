@@ -75,7 +75,14 @@ class Site:
     @property
     def channels(self) -> int | None:
         """Number of channels at the output, where the layer declares one."""
-        for attribute in ("num_features", "num_channels", "out_channels", "out_features", "hidden_size", "embedding_dim"):
+        for attribute in (
+            "num_features",
+            "num_channels",
+            "out_channels",
+            "out_features",
+            "hidden_size",
+            "embedding_dim",
+        ):
             value = getattr(self.module, attribute, None)
             if isinstance(value, int):
                 return value
@@ -146,7 +153,9 @@ def find_sites(model: nn.Module, layers: LayerChoice = None) -> list[Site]:
     sites = [Site(name, module, _family(module)) for name, module in everything if name in names]
     if not sites:
         wanted = "no layer with parameters, normalization or nonlinearity" if layers is None else f"layers={layers!r}"
-        raise SelectionError(f"{wanted} found in {type(unwrap(model)).__name__}; it has {_some([n for n, _ in everything])}")
+        raise SelectionError(
+            f"{wanted} found in {type(unwrap(model)).__name__}; it has {_some([n for n, _ in everything])}"
+        )
     return sites
 
 
@@ -215,7 +224,11 @@ def _family(module: nn.Module) -> str:
 def _wrapped_under(module: nn.Module) -> str | None:
     for base in type(module).__mro__:
         attribute = _WRAPPERS.get(base.__name__)
-        if attribute and base.__module__.startswith("torch.") and isinstance(getattr(module, attribute, None), nn.Module):
+        if (
+            attribute
+            and base.__module__.startswith("torch.")
+            and isinstance(getattr(module, attribute, None), nn.Module)
+        ):
             return attribute
     return None
 

@@ -46,7 +46,7 @@ class Listener(Protocol):
         """A layer will overwrite its inputs: the last chance to read them. What is returned comes with ``called``."""
 
     def called(self, call: Call, inputs: list["Seen"] | None, outputs: list["Seen"], read_before: Any) -> None:
-        """A layer has run; ``inputs`` is None where they were overwritten, and then ``read_before`` was made of them."""
+        """A layer has run; where its inputs were overwritten they are None, and ``read_before`` was made of them."""
 
     def graded(self, call: Call, place: str, gradient: Tensor) -> None:
         """The gradient at an output of a layer has arrived."""
@@ -124,7 +124,7 @@ class Taps:
             self._before_change[site] = (self._listener.about_to_change(self._call(site, 0), inputs), nodes)
 
     def _awake(self) -> bool:
-        return self._listener.listening() and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+        return self._listener.listening() and not torch.compiler.is_compiling() and not torch._C._is_tracing()
 
     def _begin(self) -> None:
         self._inside, self._training = True, self._root.training
@@ -175,7 +175,7 @@ class Taps:
             if not one.tensor.requires_grad or not torch.is_grad_enabled():
                 continue
             place = one.place.replace("output", "grad_output", 1)
-            handle = one.tensor.register_hook(self._gradient_reader(call, place))
+            handle: RemovableHandle = one.tensor.register_hook(self._gradient_reader(call, place))  # type: ignore[no-untyped-call]  # torch's own
             if one.tensor.is_leaf:  # a parameter outlives its graph: this hook must be taken off by hand
                 self._leaves.append(handle)
 

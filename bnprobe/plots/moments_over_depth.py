@@ -75,11 +75,10 @@ def _draw(ax: Axes, moments: pd.DataFrame, steps: Sequence[int]) -> None:
     width = float(np.clip(30 / max(len(moments), 1), 0.7, 1.5))  # thin enough that 200 layers do not run together
     handles: list[Artist] = []
     deviations, ends = [], []
-    for index, step in enumerate(steps):
+    for index, (step, color) in enumerate(zip(steps, style.colors(len(steps)), strict=True)):
         mean = moments[step]["mean"].to_numpy(np.float64)
         deviation = np.sqrt(moments[step]["variance"].to_numpy(np.float64))
         row = depth + 0.26 * (index - (len(steps) - 1) / 2)
-        color = style.PALETTE[index % len(style.PALETTE)]
         ax.hlines(row, mean - deviation, mean + deviation, color=color, linewidth=width)
         ax.plot(mean, row, "o", color=color, markersize=2.3 * width)
         handles.append(style.dot(color))

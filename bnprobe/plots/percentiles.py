@@ -115,7 +115,8 @@ def percentiles(
     if isinstance(run, Run):
         return panels[0]
     _share_y(panels)
-    panels[0].set_ylabel(style.plain(str(tensor)))
+    for panel in panels:
+        panel.set_ylabel(style.plain(str(tensor)) if panel is panels[0] else "")
     return panels
 
 
@@ -185,8 +186,7 @@ def _at(grid: NDArray[np.float64], known: NDArray[np.float64], levels: NDArray[n
 
 def _draw(ax: Axes, curves: _Curves, levels: NDArray[np.float64], title: str) -> None:
     handles, labels = [], []
-    for index, level in reversed(list(enumerate(levels))):
-        color = style.PALETTE[index % len(style.PALETTE)]
+    for index, (level, color) in reversed(list(enumerate(zip(levels, style.colors(len(levels)), strict=True)))):
         ax.fill_between(curves.steps, curves.low[:, index], curves.high[:, index], color=color, alpha=0.25, linewidth=0)
         handles += ax.plot(curves.steps, curves.value[:, index], color=color, linewidth=1.4)
         labels.append(f"{100 * level:g} %")

@@ -63,8 +63,7 @@ def _draw_lines(ax: Axes, data: LayerSteps, errors: NDArray[np.float64]) -> None
     kept = style.thin(len(data.steps), _MOST_POINTS)
     steps = data.steps[kept]
     handles: list[Artist] = []
-    for index, (value, error) in enumerate(zip(data.value[:, kept], errors[:, kept], strict=True)):
-        color = style.PALETTE[index % len(style.PALETTE)]
+    for value, error, color in zip(data.value[:, kept], errors[:, kept], style.colors(len(data.names)), strict=True):
         ax.fill_between(steps, value - error, value + error, color=color, alpha=0.2, linewidth=0)
         handles += ax.plot(steps, value, color=color)
     style.step_axis(ax, data.steps, len(kept))

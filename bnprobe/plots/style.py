@@ -14,6 +14,7 @@ import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
@@ -110,6 +111,13 @@ def _shortened(text: str, most: int) -> str:
     return f"{text[: most - 1 - kept]}…{text[-kept:]}"
 
 
+def colors(count: int) -> Sequence[str]:
+    """Colours for ``count`` things: to tell apart up to eight, beyond that in order from dark to light."""
+    if count <= len(PALETTE):
+        return PALETTE[:count]
+    return [to_hex(color) for color in mpl.colormaps[MAP](np.linspace(0.0, 0.9, count))]
+
+
 def sentence(text: str) -> str:
     """``text`` with its first letter large; the rest, which may hold names, as it is."""
     return text[:1].upper() + text[1:]
@@ -124,7 +132,7 @@ def thin(count: int, most: int) -> NDArray[np.intp]:
 
 def ink(ax: Axes) -> str:
     """Colour of text on ``ax``, whoever made it."""
-    return str(mpl.colors.to_hex(ax.xaxis.label.get_color()))
+    return to_hex(ax.xaxis.label.get_color())
 
 
 def legend_above(ax: Axes, handles: Sequence[Artist], labels: Sequence[str]) -> None:

@@ -122,9 +122,7 @@ def _finish_samples(states: Sequence[MomentsState]) -> dict[str, Measured]:
     return result
 
 
-def _prefer_saved(
-    name: str, sampled: Measured, saved: Sequence["_Pooled | None"], channels: _Channels
-) -> Measured:
+def _prefer_saved(name: str, sampled: Measured, saved: Sequence["_Pooled | None"], channels: _Channels) -> Measured:
     """Values from autograd's saved tensors where they exist and are finite, else from the sample."""
     assert sampled.error is not None
     value, error, source = sampled.value.copy(), sampled.error.copy(), list(sampled.source)
@@ -148,13 +146,16 @@ def _pool_all(states: Sequence[tuple[GroupMoments, ...] | None]) -> list[_Pooled
     alike: dict[tuple[object, ...], list[int]] = {}
     for row, parts in enumerate(states):
         if parts:
-            kind = tuple((part.count, part.mean.numel(), part.by_channel, part.source) for part in parts)
+            kind = tuple((part.size, part.mean.numel(), part.by_channel, part.source) for part in parts)
             alike.setdefault((parts[0].mean.device, *kind), []).append(row)
     for rows in alike.values():
         first = states[rows[0]] or ()
-        weight = np.concatenate([np.full(part.mean.numel(), part.count, float) for part in first])
+        weight = np.concatenate([np.full(part.mean.numel(), part.size, float) for part in first])
         mean, variance = (
-            torch.stack([torch.cat([getattr(part, name) for part in states[row] or ()]) for row in rows]).cpu().double().numpy()
+            torch.stack([torch.cat([getattr(part, name) for part in states[row] or ()]) for row in rows])
+            .cpu()
+            .double()
+            .numpy()
             for name in _SAVED
         )
         for row, one in zip(rows, _pool(mean, variance, weight, first), strict=True):
@@ -166,14 +167,16 @@ def _pool(
     mean: NDArray[np.float64], variance: NDArray[np.float64], weight: NDArray[np.float64], parts: Sequence[GroupMoments]
 ) -> list[_Pooled | None]:
     """Moments over the groups ``[R, G]`` of each row, and over micro-batches for each channel."""
-    finite = np.isfinite(mean).all(1) & np.isfinite(variance).all(1)
+    finite = [bool(one.all()) for one in np.isfinite(mean + variance)]
     with np.errstate(invalid="ignore"):
         means, variances = _combine(mean, variance, weight)
         by_channel: Sequence[dict[str, NDArray[np.float64]] | None] = [None] * len(mean)
         if all(part.by_channel and part.mean.shape == parts[0].mean.shape for part in parts):
-            counts = np.array([float(part.count) for part in parts])[:, None]
+            counts = np.array([float(part.size) for part in parts])[:, None]
             split = (len(mean), len(parts), -1)
-            channels = _combine(mean.reshape(split).swapaxes(1, 2), variance.reshape(split).swapaxes(1, 2), counts[:, 0])
+            channels = _combine(
+                mean.reshape(split).swapaxes(1, 2), variance.reshape(split).swapaxes(1, 2), counts[:, 0]
+            )
             by_channel = [dict(zip(_SAVED, one, strict=True)) for one in zip(*channels, strict=True)]
     return [
         _Pooled({"mean": float(m), "variance": float(v)}, one, parts[0].source) if good else None
@@ -227,7 +230,12 @@ def sample_moments(matrix: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]
     m[7], m[8] = (d4 * d2 * d).sum(1) / n, (d4 * d4).sum(1) / n
     # Deviations that are rounding of the mean are no spread: a constant row has no shape.
     spread = torch.where(m2.sqrt() * scale > 1e-15 * mean.abs(), m2, torch.nan)
-    z = [torch.ones_like(m2), torch.zeros_like(m2), torch.ones_like(m2), *(m[k] / spread ** (k / 2) for k in range(3, 9))]
+    z = [
+        torch.ones_like(m2),
+        torch.zeros_like(m2),
+        torch.ones_like(m2),
+        *(m[k] / spread ** (k / 2) for k in range(3, 9)),
+    ]
     g, b = z[3], z[4]
     root = n.sqrt()
     zeros = ((x == 0) & finite).sum(1).double() / n
@@ -275,7 +283,7 @@ def _share_error(share: Tensor, n: Tensor) -> Tensor:
 
 
 def _channel_moments(samples: Sequence[Sample]) -> dict[str, _Channels]:
-    """Mean and variance of each channel, with errors, from the sampled values that fall into it; NaN where none does."""
+    """Mean and variance of each channel, with errors, from the sampled values in it; NaN where there are none."""
     result: dict[str, _Channels] = {name: ([None] * len(samples), [None] * len(samples)) for name in _SAVED}
     groups: dict[int, list[int]] = {}
     for row, sample in enumerate(samples):

@@ -74,9 +74,9 @@ class Quantiles(Statistic):
 
     def update(self, state: QuantilesState | None, seen: Observation) -> QuantilesState:
         """One more tensor."""
-        channels = ()
+        channels: tuple[Sample, ...] = ()
         if self.channels and seen.axis is not None:
-            width = seen.tensor.shape[seen.axis]
+            width = seen.shape[seen.axis]
             channels = tuple(
                 self._one(seen, seen.values.select(seen.axis, channel)) for channel in self.channels if channel < width
             )
@@ -118,7 +118,7 @@ class Quantiles(Statistic):
         count = np.zeros(len(samples), np.int64)
         for rows, matrix in stacked(samples):
             n = matrix.isfinite().sum(1)
-            matrix = torch.where(matrix.isfinite(), matrix, torch.inf)  # noqa: PLW2901 - sorts to the end
+            matrix = torch.where(matrix.isfinite(), matrix, torch.inf)
             grid[rows] = _interpolate(_sort(matrix), n, self.levels).cpu().numpy()
             count[rows] = n.cpu().numpy()
         return grid, count

@@ -61,7 +61,7 @@ class RunningGap(Statistic):
         if running_mean.shape != batch.mean.shape:
             return state
         eps = float(getattr(module, "eps", 0.0))
-        biased = running_var * ((batch.count - 1) / batch.count) + eps
+        biased = running_var * ((batch.size - 1) / batch.size) + eps
         variance = batch.variance + eps
         mean_gap = (batch.mean - running_mean) * variance.rsqrt()
         return self.merge(state, GapState(1, mean_gap, (variance / biased).log(), batch.source))

@@ -198,7 +198,7 @@ def _distinct(count: int, size: int, generator: torch.Generator) -> Tensor:
     drawn = torch.empty(0, dtype=torch.int64)
     while drawn.numel() < size:  # collisions are rare here: one or two rounds
         more = torch.randint(count, (size - drawn.numel(),), generator=generator)
-        drawn = torch.cat([drawn, more]).unique()
+        drawn = torch.from_numpy(np.union1d(drawn.numpy(), more.numpy()))
     return drawn
 
 

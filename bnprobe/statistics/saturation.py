@@ -77,8 +77,8 @@ class Saturation(Statistic):
             values, channel, channels = seen.sample.values.float(), seen.sample.channel, seen.sample.channels
         hit = values > 0 if dead else self._is_flat(seen.site.module, values)
         valid = values.isfinite()
-        counts = [_count(mask, channel, channels) for mask in (valid, hit & valid)]
-        return self.merge(state, SaturationState(*counts, seen.count, dead))  # type: ignore[return-value]
+        looked, hits = (_count(mask, channel, channels) for mask in (valid, hit & valid))
+        return self.merge(state, SaturationState(looked, hits, seen.count, dead))  # type: ignore[return-value]
 
     def merge(self, a: SaturationState | None, b: SaturationState | None) -> SaturationState | None:
         """Sums of counts."""
@@ -153,7 +153,5 @@ def _dead(seen: NDArray[np.float64], hits: NDArray[np.float64]) -> _Result:
     return share, 1 - 0.05 ** (1 / max(seen.min(), 1.0)), silent
 
 
-def _ratio(
-    hits: NDArray[np.float64], seen: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _ratio(hits: NDArray[np.float64], seen: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.divide(hits, seen, out=np.full_like(hits, np.nan), where=seen > 0)

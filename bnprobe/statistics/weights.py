@@ -61,8 +61,9 @@ class LearningRates:
 
 def _weights(module: nn.Module) -> list[Tensor]:
     own = [(name, parameter) for name, parameter in module.named_parameters(recurse=False)]
-    if hasattr(module, "parametrizations"):
-        own += list(module.parametrizations.named_parameters())
+    originals = getattr(module, "parametrizations", None)
+    if isinstance(originals, nn.Module):
+        own += list(originals.named_parameters())
     return [p for name, p in own if "weight" in name and type(p) is nn.Parameter and p.dtype.is_floating_point]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-import bnprobe
+from bnprobe import __version__
 from bnprobe.errors import ArgumentError, RunError
 from bnprobe.records import Layer
 
@@ -80,7 +80,7 @@ class Manifest:
 
 def current_versions() -> dict[str, str]:
     """Versions of what makes and writes measurements; a library that is not installed is left out."""
-    versions = {"bnprobe": bnprobe.__version__, "python": platform.python_version()}
+    versions = {"bnprobe": __version__, "python": platform.python_version()}
     for library in ("torch", "numpy", "pyarrow"):
         try:
             versions[library] = version(library)
@@ -126,7 +126,7 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         if content["format"] > FORMAT:
             raise RunError(
-                f"{str(directory)!r} has format {content['format']}; this bnprobe {bnprobe.__version__} reads up to "
+                f"{str(directory)!r} has format {content['format']}; this bnprobe {__version__} reads up to "
                 f"{FORMAT}: install a newer one"
             )
         return Manifest(

@@ -160,7 +160,11 @@ class Run:
         """Per-channel values of one statistic: a row a step, a column a channel.
 
         Args:
-            layer, statistic, place, phase, call: which values.
+            layer: one layer.
+            statistic: one statistic that has channel values.
+            place: where its tensor was seen.
+            phase: ``train`` or ``eval``.
+            call: the how many-eth call of the layer in a forward.
             error: give the values' standard errors instead: 0 where they are exact.
 
         Returns:
@@ -178,16 +182,17 @@ class Run:
         result, there = frames.channels(rows, statistic + CHANNELS, at, self.levels if quantile else None)
         if result is None:
             others = [name for name in self.statistics if name + CHANNELS in self._parts.columns()]
+            elsewhere = "; ".join(_at(*each) for each in there) or "nowhere"
             raise RunError(
-                f"layer {layer!r} has no channel values of {statistic!r} at place {place!r} in phase {phase!r}, call "
-                f"{call}; it has them at: {_listed(map(str, there))}; statistics with channel values: {_listed(others)}"
+                f"layer {layer!r} has no channel values of {statistic!r} at {_at(*at)}; it has them at: "
+                f"{elsewhere}; statistics with channel values: {_listed(others)}"
             )
         if error:
             errors, _ = frames.channels(rows, statistic + CHANNEL_ERRORS, at, None)
             exact = result * 0.0
             return exact if errors is None else errors.reindex(result.index).combine_first(exact)
         chosen = self.settings.get("quantile_channels")
-        if quantile and chosen and len(chosen) == len(result.columns.levels[0]):
+        if isinstance(result.columns, pd.MultiIndex) and chosen and len(chosen) == len(result.columns.levels[0]):
             result.columns = result.columns.set_levels(chosen, level="channel")
         return result
 

@@ -25,23 +25,23 @@ SCALE = Scale(steps=3000, compare_at=2000, settle=1000, every=1000, seeds=5, pil
 IMAGES = len(data.load("digits").y_test)
 
 
-# --- the rule ----------------------------------------------------------------------------------------------------------
+# --- the rule -------------------------------------------------------------------------------------------------------
 
 
-def finished(arm: Arm, seed: int, accuracy: float, *, pilot: bool = False, **changes: Any) -> Finished:
+def finished(arm: Arm, seed: int, reached: float, *, pilot: bool = False, **changes: Any) -> Finished:
     settings = {"seed": seed, "pilot": pilot}
     steps = [0, 1000, 2000, 3000]
     result = {
         "steps": steps,
-        "accuracy": [0.1, 0.5, accuracy, 1.0],
-        "moving_accuracy": [0.1, 0.5, accuracy, 1.0],
-        "test_loss": [2.3, 1.0, 0.5, 1 - accuracy],
+        "accuracy": [0.1, 0.5, reached, 1.0],
+        "moving_accuracy": [0.1, 0.5, reached, 1.0],
+        "test_loss": [2.3, 1.0, 0.5, 1 - reached],
         "weights": f"weights of seed {seed}",
         "finite": True,
         **changes,
     }
     if pilot:
-        result["accuracy"] = [accuracy]
+        result["accuracy"] = [reached]
     return Finished(Trial(f"{arm.label}-seed{seed}", settings), Path("nowhere"), result)
 
 
@@ -213,7 +213,7 @@ def test_claims_are_complete() -> None:
     assert {"learning rate", "initial weights", "optimizer", "percentiles"} <= {choice.what for choice in CHOICES}
 
 
-# --- trials at smoke scale -----------------------------------------------------------------------------------------------
+# --- trials at smoke scale ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -242,13 +242,14 @@ def test_going_on_trains_nothing_again(smoke: Results) -> None:
 
 def test_probes_change_nothing(smoke: Results, tmp_path: Path) -> None:
     from analyses._ioffe2015_trial import train_network
-    from analyses.trials import Attempt
+    from analyses.trials import Attempt, _one_thread
 
     for arm in SHARED:
         kept = smoke.arms[arm][0]
-        plain = train_network({**kept.trial.settings, "probe": False}, Attempt(tmp_path))
+        with _one_thread():  # as in a trial: sums depend on how they are split
+            plain = train_network({**kept.trial.settings, "probe": False}, Attempt(tmp_path))
         assert {key: kept.result[key] for key in plain} == plain
-    assert not list(tmp_path.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} <= {"progress"}, "no probe, no run directory"
 
 
 def test_recorded_quantiles_are_those_of_the_test_images(smoke: Results, tmp_path: Path) -> None:
@@ -320,5 +321,5 @@ def test_the_table_of_verdicts_says_what_came_out_and_why(smoke: Results) -> Non
     for text in ("C1a", "undecided", "same learning rate", "above +0.50 pp", "above ×1.50", "gate failed: long enough"):
         assert text in table
     assert "50,000 updates" in table, "the paper's scale stands beside ours"
-    wrapped = [line for line in table.splitlines() if line.startswith("       ")]
-    assert max(map(len, wrapped)) <= 100
+    told = [line for line in table.splitlines() if re.match(r" {7}\w+:| {14}\w", line)]
+    assert 80 < max(map(len, told)) <= 100

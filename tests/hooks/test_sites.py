@@ -85,7 +85,9 @@ def test_nothing_matched_lists_near_names():
 
 
 def test_a_model_without_layers():
-    with pytest.raises(SelectionError, match="no layer with parameters, normalization or nonlinearity found in Identity"):
+    with pytest.raises(
+        SelectionError, match="no layer with parameters, normalization or nonlinearity found in Identity"
+    ):
         find_sites(nn.Identity())
 
 

@@ -125,7 +125,8 @@ def test_asleep_it_reads_nothing(tapped):
     model = mlp()
     listener, _ = tapped(model, awake=False)
     model(torch.randn(8, 6)).sum().backward()
-    assert not (listener.outputs or listener.gradients)
+    assert not listener.outputs
+    assert not listener.gradients
     assert listener.forwards == [True]
 
 
@@ -220,7 +221,8 @@ def test_an_input_that_was_overwritten_in_between_is_no_longer_the_same(tapped):
     model = Overwrites()
     listener, taps = tapped(model)
     listener.called = lambda call, inputs, outputs, before: [
-        (taps.remember(one.tensor, call.site.name), memories.append((call.site.name, inputs[0].memory))) for one in outputs
+        (taps.remember(one.tensor, call.site.name), memories.append((call.site.name, inputs[0].memory)))
+        for one in outputs
     ]
     memories = []
     model(torch.randn(2, 3))

@@ -20,7 +20,7 @@ def everything(model, optimizer, losses):
     state = [*model.state_dict().values(), *(p.grad for p in model.parameters() if p.grad is not None), *losses]
     for slot in optimizer.state.values():
         state += [value for value in slot.values() if isinstance(value, torch.Tensor)]
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global stream is what must not move
+    _, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global stream is what must not move
     streams = [torch.get_rng_state(), torch.from_numpy(keys.astype(np.int64)), torch.tensor(rest[:2])]
     return [tensor.detach().clone() for tensor in (*state, *streams)], random.getstate()
 
@@ -65,10 +65,17 @@ def test_fifty_steps_with_the_default_statistics(name, optimizer):
 def networks(draw):
     """Small networks of random layers, as a function that builds one, with the shape of a batch."""
     width = draw(st.integers(2, 5))
-    norms = {"batch": nn.BatchNorm2d, "group": lambda c: nn.GroupNorm(1, c), "instance": nn.InstanceNorm2d, "none": None}
+    norms = {
+        "batch": nn.BatchNorm2d,
+        "group": lambda c: nn.GroupNorm(1, c),
+        "instance": nn.InstanceNorm2d,
+        "none": None,
+    }
     plan = draw(
         st.lists(
-            st.tuples(st.sampled_from(sorted(norms)), st.sampled_from(["relu", "inplace", "gelu", "sigmoid", "dropout"])),
+            st.tuples(
+                st.sampled_from(sorted(norms)), st.sampled_from(["relu", "inplace", "gelu", "sigmoid", "dropout"])
+            ),
             min_size=1,
             max_size=4,
         )

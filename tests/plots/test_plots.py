@@ -152,8 +152,14 @@ def test_several_runs_stand_side_by_side_on_one_scale(run, tmp_path):
     assert [panel.get_title(loc="left") for panel in panels] == ["with", "without"]
     assert panels[0].get_ylim() == panels[1].get_ylim()
     assert panels[0].figure is panels[1].figure
+    assert [panel.get_ylabel() for panel in panels] == ["output of act1", ""]
     given_axes = list(Figure().subplots(1, 2))
     assert plots.percentiles([run, other], "act1", ax=given_axes) == given_axes
+
+
+def test_many_levels_have_a_colour_each(run):
+    ax = plots.percentiles(run, "act1", levels=np.linspace(0.05, 0.95, 19))
+    assert len({line.get_color() for line in ax.lines}) == 19
 
 
 def test_long_runs_are_thinned_and_say_so(tmp_path):

@@ -67,5 +67,10 @@ def assert_same(a, b, rtol=1e-9, atol=1e-12):
                 assert x is y, name
             else:
                 torch.testing.assert_close(
-                    torch.as_tensor(x), torch.as_tensor(y), rtol=rtol, atol=atol, equal_nan=True, msg=lambda m: f"{name}: {m}"
+                    torch.as_tensor(x),
+                    torch.as_tensor(y),
+                    rtol=rtol,
+                    atol=atol,
+                    equal_nan=True,
+                    msg=lambda m, name=name: f"{name}: {m}",
                 )

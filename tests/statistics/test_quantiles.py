@@ -66,7 +66,9 @@ def test_the_sampled_quantiles_are_within_the_bound_as_often_as_it_says():
     assert missed <= 21
 
 
-@pytest.mark.parametrize(("n", "bound"), [(60, 0.1753), (128, 0.1200), (1000, 0.0429), (2000, 0.0304), (10_000, 0.0136)])
+@pytest.mark.parametrize(
+    ("n", "bound"), [(60, 0.1753), (128, 0.1200), (1000, 0.0429), (2000, 0.0304), (10_000, 0.0136)]
+)
 def test_dkw(n, bound):
     assert dkw_bound(n) == pytest.approx(bound, abs=5e-5)
 

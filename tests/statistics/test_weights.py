@@ -32,7 +32,9 @@ def test_what_has_no_gradient_has_no_gradient_norm():
 
 def test_recurrent_parametrised_sparse_and_half_layers():
     lstm, embedding = nn.LSTM(3, 4), nn.Embedding(5, 3, sparse=True)
-    model = nn.ModuleList([embedding, lstm, nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)), nn.Linear(2, 1).half()])
+    model = nn.ModuleList(
+        [embedding, lstm, nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)), nn.Linear(2, 1).half()]
+    )
     nn.init.constant_(model[3].weight, 60000.0)
     hidden = lstm(embedding(torch.tensor([[0, 1, 1]])))[0]
     model[2](hidden).sum().backward()
@@ -46,7 +48,9 @@ def test_recurrent_parametrised_sparse_and_half_layers():
 
 def test_learning_rates_follow_groups_and_schedules():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
-    optimizer = torch.optim.SGD([{"params": model[0].parameters(), "lr": 0.5}, {"params": model[1].parameters()}], lr=0.1)
+    optimizer = torch.optim.SGD(
+        [{"params": model[0].parameters(), "lr": 0.5}, {"params": model[1].parameters()}], lr=0.1
+    )
     rates = LearningRates(find_sites(model), optimizer)
     assert dict(rates.read()) == {"0": 0.5, "1": 0.1}
     optimizer.add_param_group({"params": model[2].parameters(), "lr": torch.tensor(0.25)})
