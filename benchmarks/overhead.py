@@ -103,7 +103,7 @@ class _UsersHook:
         leaves = [module for module in model.modules() if not list(module.children())]
         self._handles = [module.register_forward_hook(self._hook) for module in leaves]
 
-    def _hook(self, module: nn.Module, args: Any, output: Tensor) -> None:
+    def _hook(self, _module: nn.Module, _args: Any, output: Tensor) -> None:
         x = output.detach().float().flatten()
         levels = torch.tensor([0.15, 0.5, 0.85])
         self.rows.append(

@@ -162,15 +162,13 @@ def _cell_shares(summary: Summary) -> tuple[FloatArray, FloatArray]:
     wide = width > 0
     if wide.all() or levels.size < 4:
         return start, stop
-    smooth = (
-        np.minimum(mass[1:-1], width[:, 1:-1] * mass[2:] / width[:, 2:]),
-        np.minimum(mass[1:-1], width[:, 1:-1] * mass[:-2] / width[:, :-2]),
-    )
-    behind, ahead = wide[:, 1:-1] & ~wide[:, :-2], wide[:, 1:-1] & ~wide[:, 2:]
-    middle = (start + stop)[:, 1:-1] / 2
-    start, stop = start.copy(), stop.copy()
-    start[:, 1:-1] = np.where(behind, np.where(ahead, middle, stop[:, 1:-1] - smooth[0]), start[:, 1:-1])
-    stop[:, 1:-1] = np.where(ahead, np.where(behind, middle, levels[1:-2] + smooth[1]), stop[:, 1:-1])
+    atom_behind, atom_ahead = wide[:, 1:-1] & ~wide[:, :-2], wide[:, 1:-1] & ~wide[:, 2:]
+    like_next = np.minimum(mass[1:-1], width[:, 1:-1] * mass[2:] / width[:, 2:])
+    like_last = np.minimum(mass[1:-1], width[:, 1:-1] * mass[:-2] / width[:, :-2])
+    lower, upper = levels[1:-2], levels[2:-1]
+    middle, start, stop = (lower + upper) / 2, start.copy(), stop.copy()
+    start[:, 1:-1] = np.where(atom_behind, np.where(atom_ahead, middle, upper - like_next), lower)
+    stop[:, 1:-1] = np.where(atom_ahead, np.where(atom_behind, middle, lower + like_last), upper)
     return start, stop
 
 

@@ -48,7 +48,7 @@ def saved_moments(site: Site, inputs: Tensor, output: Tensor) -> GroupMoments | 
     name = node.name()
     if name not in (_BATCH_NODES if site.family == "batch_norm" else _SAMPLE_NODES):
         return None
-    if not _normalizes(site.module, node, inputs):
+    if not _normalizes(node, inputs):
         return None
     mean, invstd = (getattr(node, f"_saved_result{k}").detach().reshape(-1) for k in (1, 2))
     if mean.numel() == 0 or inputs.numel() % mean.numel():
@@ -89,7 +89,7 @@ def _eps(node: torch.autograd.graph.Node, module: nn.Module) -> float:
     return float(module.eps)  # type: ignore[arg-type]
 
 
-def _normalizes(module: nn.Module, node: torch.autograd.graph.Node, inputs: Tensor) -> bool:
+def _normalizes(node: torch.autograd.graph.Node, inputs: Tensor) -> bool:
     """Whether the node's input is the layer's: a subclass may transform it on the way."""
     try:
         saved: Tensor = node._saved_input  # type: ignore[attr-defined]  # a node's own attributes

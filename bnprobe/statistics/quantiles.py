@@ -116,10 +116,12 @@ class Quantiles(Statistic):
         """``[R, Q]`` quantiles and ``[R]`` the number of finite values behind them."""
         grid = np.full((len(samples), len(self.levels)), np.nan)
         count = np.zeros(len(samples), np.int64)
-        for rows, matrix in stacked(samples):
-            n = matrix.isfinite().sum(1)
-            matrix = torch.where(matrix.isfinite(), matrix, torch.inf)
-            grid[rows] = _interpolate(_sort(matrix), n, self.levels).cpu().numpy()
+        for rows, matrix in stacked(samples, wide=False):
+            n, values = torch.full((len(rows),), matrix.shape[1], device=matrix.device), matrix
+            if not bool(matrix.sum(dtype=torch.float64).isfinite()):
+                finite = matrix.isfinite()
+                n, values = finite.sum(1), torch.where(finite, matrix, torch.inf)  # infinities sort to the end
+            grid[rows] = _interpolate(_sort(values), n, self.levels).cpu().numpy()
             count[rows] = n.cpu().numpy()
         return grid, count
 
@@ -136,7 +138,7 @@ def _interpolate(ordered: Tensor, n: Tensor, levels: Sequence[float]) -> Tensor:
     last = (n - 1).clamp_min(0).double()[:, None]
     place = last * torch.tensor(levels, dtype=torch.float64, device=ordered.device)
     below = place.floor()
-    low = ordered.gather(1, below.long())
-    high = ordered.gather(1, torch.minimum(below + 1, last).long())
+    low = ordered.gather(1, below.long()).double()
+    high = ordered.gather(1, torch.minimum(below + 1, last).long()).double()
     value = torch.lerp(low, high, place - below)
     return torch.where(n[:, None] > 0, value, torch.nan)

@@ -172,8 +172,13 @@ def merge_samples(a: Sample, b: Sample) -> Sample:
     return Sample(values, channel, max(a.channels, b.channels), count, capacity, min(a.seed, b.seed), keys)
 
 
-def stacked(samples: Sequence[Sample]) -> Iterator[tuple[list[int], Tensor]]:
-    """Samples of equal length as rows of float64 matrices: ``(row numbers, [r, n])``, a cacheful at a time."""
+def stacked(samples: Sequence[Sample], wide: bool = True) -> Iterator[tuple[list[int], Tensor]]:
+    """Samples of equal length as rows of matrices: ``(row numbers, [r, n])``, a cacheful at a time.
+
+    Args:
+        samples: of any lengths and types.
+        wide: give float64; else float32, or float64 where a sample has it.
+    """
     groups: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
     for row, sample in enumerate(samples):
         groups.setdefault((sample.values.numel(), sample.values.dtype, sample.values.device), []).append(row)
@@ -182,7 +187,8 @@ def stacked(samples: Sequence[Sample]) -> Iterator[tuple[list[int], Tensor]]:
         step = len(rows) if device.type == "cuda" else max(1, _CACHED_VALUES // max(length, 1))
         for first in range(0, len(rows), step):
             some = rows[first : first + step]
-            yield some, _widen(torch.stack([samples[row].values for row in some]))
+            matrix = torch.stack([samples[row].values for row in some])
+            yield some, _widen(matrix) if wide or matrix.dtype == torch.float64 else matrix.float()
 
 
 def _widen(values: Tensor) -> Tensor:

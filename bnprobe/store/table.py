@@ -52,8 +52,9 @@ def build_table(records: Sequence[Record], placed: Mapping[str, Sequence[Placed]
     """The wide table of some records, as `bnprobe.records` describes it.
 
     Columns are keys, count, then per statistic (in the order of ``placed``) its value or grid, ``.error``, ``.source``
-    and, where at least one record has them, ``.channels`` and ``.channel_errors``.
-    NaN becomes null: the statistic does not exist for that record. A NaN *inside* channel values or a grid stays, for a list has no other way to leave a place empty.
+    and, where at least one record has them, ``.channels`` and ``.channel_errors``. NaN becomes null: the statistic does
+    not exist for that record. A NaN *inside* channel values or a grid stays, for a list has no other way to leave a
+    place empty.
 
     Args:
         records: keys and counts, one a row.
