@@ -100,7 +100,7 @@ CHOICES: tuple[Choice, ...] = (
         f"{SHARED_RATE:g} for both, and for each network the best of {', '.join(f'{rate:g}' for rate in RATES)}; while "
         f"the best lies at an end, the next is tried for both, from {ALL_RATES[0]:g} to {ALL_RATES[-1]:g}",
         "the paper gives none; comparisons at one rate and at each network's own often disagree. The own rate has the "
-        "best accuracy on every sixth training image, which its pilot runs do not train on, at the step of comparison",
+        "best accuracy on one in six training images, which its pilot runs do not train on, at the step of comparison",
     ),
     Choice("initial weights", f"Gaussian with standard deviation {STD}; biases 0", "the paper says 'small'"),
     Choice("biases", "hidden layers with batch norm have none; the classifier has one", "beta takes their place"),

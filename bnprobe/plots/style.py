@@ -82,7 +82,11 @@ def canvases(
         yield list(axes)
         return
     with theme():
-        yield list(Figure(figsize=(width, height)).subplots(1, columns, squeeze=False)[0])
+        new = list(Figure(figsize=(width, height)).subplots(1, columns, squeeze=False)[0])
+        for ax in new:  # some ticks are made when the figure is drawn, which may be under other settings
+            size = mpl.rcParams["xtick.labelsize"]
+            ax.tick_params(colors=INK, labelsize=size, grid_color=GRID, grid_linewidth=0.7, width=1.0, length=4.0)
+        yield new
 
 
 def plain(text: str, most: int = 34) -> str:

@@ -16,6 +16,7 @@ from analyses.training import (
     data_order,
     population,
     sigmoid_mlp,
+    some_rows,
     train,
     weights_digest,
 )
@@ -95,6 +96,17 @@ def test_population_statistics_are_those_of_all_inputs_layer_by_layer() -> None:
         assert torch.allclose(found[f"hidden{k}.norm.running_mean"].double(), mean, atol=1e-6)
         assert torch.allclose(found[f"hidden{k}.norm.running_var"].double(), var, rtol=1e-5)
         h = torch.sigmoid((h - mean) / (h.var(0, unbiased=False) + 1e-5).sqrt())
+
+
+def test_some_rows_are_always_the_same_and_follow_no_pattern() -> None:
+    rows = some_rows(60_000, 10_000)
+    assert torch.equal(rows, some_rows(60_000, 10_000))
+    assert len(rows.unique()) == 10_000
+    assert torch.equal(rows, rows.sort().values)
+    for period in (2, 3, 6, 7):
+        shares = torch.bincount(rows % period, minlength=period) / 10_000
+        assert (shares - 1 / period).abs().max() < 0.02, period
+    assert some_rows(5, 10).tolist() == list(range(5))
 
 
 def test_without_batch_norm_there_is_nothing_to_estimate() -> None:

@@ -49,7 +49,7 @@ def wordy(tmp_path_factory):
     return make_run(
         tmp_path_factory.mktemp("runs") / "wordy",
         steps=range(5),
-        prefix="module.backbone.features.denseblock3.layer12.",
+        prefix="module_backbone_features_denseblock3_layer12_",
     )
 
 
@@ -85,6 +85,16 @@ def test_settings_stay_and_do_not_leak_in(run, draw):
         texts += ax.get_legend().get_texts() if ax.get_legend() else []
         texts += [text for other in ax.figure.axes for text in (*other.get_xticklabels(), other.xaxis.label)]
         assert {to_hex(text.get_color()) for text in texts} == {style.INK}
+
+
+@pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS)
+def test_text_on_given_axes_has_the_colour_of_theirs(run, draw):
+    ax = Figure().subplots()
+    ax.xaxis.label.set_color("red")
+    draw(run, ax)
+    texts = list(ax.get_legend().get_texts()) if ax.get_legend() else []
+    texts += [text for bar in ax.figure.axes[1:] for text in (*bar.get_xticklabels(), bar.xaxis.label)]
+    assert {to_hex(text.get_color()) for text in texts} == {"#ff0000"}
 
 
 @pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS)
@@ -293,6 +303,8 @@ def test_saturation_is_lines_for_few_layers_and_a_map_for_many(run, tmp_path):
     few = plots.saturation(run)
     assert [line.get_ydata()[-1] for line in few.lines] == pytest.approx([0.66, 0.6, 0.54])
     assert few.get_ylim() == (0.0, 1.0)
+    band = few.collections[0].get_paths()[0].vertices
+    assert np.ptp(band[band[:, 0] == 59, 1]) == pytest.approx(2 * 0.02)
     many = plots.saturation(make_run(tmp_path / "many", steps=range(5), blocks=9))
     assert not many.lines
     assert drawn_values(many).shape == (9, 5)

@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure as Drawing
 
@@ -72,6 +72,7 @@ def test_every_part_is_shown():
 
 
 @given(TEXT, TEXT)
+@example("<script>alert(1)</script>", "<b>&amp;\"'")
 @settings(max_examples=50)
 def test_any_text_stays_text(text, other):
     page = Page(
@@ -100,6 +101,7 @@ def _table() -> Table:
 
 
 @given(TEXT)
+@example("<script>alert(1)</script> $x_$ & \\$")
 @settings(max_examples=15)
 def test_any_text_in_a_figure_stays_text(text):
     title = style.plain(text, most=1000)

@@ -158,6 +158,7 @@ def test_two_hundred_layers_stay_readable_and_small(tmp_path):
     assert "3 of 66 normalization layers" in text
     assert re.search(r"layer \(\d+ of 199 named\)", text)
     assert text.count("<tr>") == 1 + 200
+    assert text.count("data:image/png") == 4, "two heat maps and their bars are pictures, not a path a cell"
 
 
 def test_wrong_arguments_are_refused(run, tmp_path):
