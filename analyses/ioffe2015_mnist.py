@@ -126,7 +126,7 @@ CHOICES: tuple[Choice, ...] = (
 
 _SHORT = {
     "smoke": Scale(steps=200, compare_at=100, settle=40, every=20, seeds=2, pilots=1),
-    "laptop": Scale(steps=5_000, compare_at=2_500, settle=1_000, every=50, seeds=5, pilots=2),
+    "laptop": Scale(steps=5_000, compare_at=2_500, settle=1_000, every=100, seeds=5, pilots=2),
     "gpu": Scale(steps=50_000, compare_at=5_000, settle=1_000, every=100, seeds=10, pilots=3, grid=True, device="cuda"),
 }
 # Real MNIST: the paper's length, one seed; more seeds decide, and the first one is kept.

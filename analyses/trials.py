@@ -17,7 +17,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -138,11 +138,19 @@ def run_trials(
     with _alone(folder):
         _sweep(folder)
         open_ = [(trial, place) for trial, place in zip(trials, places, strict=True) if not place.exists()]
-        with _bar(places, title):
-            joblib.Parallel(n_jobs=min(jobs, max(1, len(open_))), prefer="processes")(
+        if open_:
+            _run(work, open_, min(jobs, len(open_)), _bar(places, title))
+    return [Finished(trial, place, _read(place)) for trial, place in zip(trials, places, strict=True)]
+
+
+def _run(work: Work, open_: Sequence[tuple[Trial, Path]], jobs: int, bar: AbstractContextManager[None]) -> None:
+    try:
+        with bar:
+            joblib.Parallel(n_jobs=jobs, prefer="processes")(
                 joblib.delayed(_finish)(work, trial, place) for trial, place in open_
             )
-    return [Finished(trial, place, _read(place)) for trial, place in zip(trials, places, strict=True)]
+    finally:  # after Ctrl-C joblib ends its processes at once, and they can not tidy up
+        _sweep(open_[0][1].parent)
 
 
 def _finish(work: Work, trial: Trial, place: Path) -> None:

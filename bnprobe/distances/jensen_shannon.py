@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from scipy.special import xlogy
 
 from bnprobe.distances import shares
 from bnprobe.distances.base import Distance, FloatArray, Summary
@@ -79,16 +80,16 @@ def _divergence(p: FloatArray, q: FloatArray) -> FloatArray:
 
 
 def _term(p: FloatArray, q: FloatArray) -> FloatArray:
-    """Each bin's part of the divergence.
+    """Each bin's part of the divergence, ``p / 2 ln(2 p / (p + q)) + q / 2 ln(2 q / (p + q))``.
 
-    With e = (p - q) / (p + q) it is (p + q) / 4 * (ln(1 - e^2) + e ln(p / q)), which unlike the textbook's sum does
-    not cancel where p and q are close.
+    Where p and q are close the two cancel; with e = (p - q) / (p + q) that part is also
+    ``(p + q) / 4 (ln(1 - e^2) + e ln(p / q))``, which does not.
     """
     total = p + q
-    contrast = np.where(total > 0, (p - q) / total, 0.0)
-    inside = np.log1p(-(contrast**2)) + contrast * np.log(np.where(total > 0, p / q, 1.0))
-    term: FloatArray = total / 4 * np.where(np.abs(contrast) < 1, inside, 2 * np.log(2))
-    return term
+    contrast = (p - q) / total
+    close = total / 4 * (np.log1p(-(contrast**2)) + contrast * np.log(p / q))
+    apart = (xlogy(p, 2 * p / total) + xlogy(q, 2 * q / total)) / 2
+    return np.where(total > 0, np.where(np.abs(contrast) < 0.5, close, apart), 0.0)
 
 
 def _slopes(p: FloatArray, q: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -123,7 +123,7 @@ def grid_change(term: Term, p: Shares, q: Shares) -> FloatArray:
     """What the sum of ``term`` over bins changes when both shares of every bin change as they may, oppositely."""
     here, largest = term(p.fine, q.fine), np.zeros(p.fine.shape)
     for sign in (-1, 1):
-        there = term(np.maximum(p.fine + sign * p.change, 0), np.maximum(q.fine - sign * q.change, 0))
+        there = term(_snapped(p.fine + sign * p.change), _snapped(q.fine - sign * q.change))
         largest = np.maximum(largest, np.where(there == here, 0.0, np.abs(there - here)))
     return np.asarray(largest.sum(-1))
 
@@ -143,7 +143,10 @@ def _variance(share: FloatArray, slope: FloatArray) -> FloatArray:
 
 def _shares(below: FloatArray) -> FloatArray:
     # A distribution function rises, so its sorted values are those at the sorted cuts.
-    share = np.diff(np.sort(below, axis=1), axis=1, prepend=0.0, append=1.0)
+    return _snapped(np.diff(np.sort(below, axis=1), axis=1, prepend=0.0, append=1.0))
+
+
+def _snapped(share: FloatArray) -> FloatArray:
     return np.where(share > _ROUNDING, share, 0.0)
 
 

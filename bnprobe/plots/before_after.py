@@ -14,7 +14,8 @@ from bnprobe.store import Run
 __all__ = ["before_after"]
 
 _RIDGES = 9
-_BINS = 60  # about as many as the grid has levels: more would show the grid, not the distribution
+_BINS = 50  # fewer than the grid has levels: more would show the grid, not the distribution
+_SMOOTHINGS = 2  # each by 1, 2, 1: bins of a sample of thousands are rough, and that is no news
 _TAILS = (0.005, 0.995)  # the axis ends here; a single outlier would flatten the rest
 _OVERLAP = 1.7  # height of a ridge in units of their distance
 
@@ -92,5 +93,7 @@ def _density(
     if not np.isfinite(quantiles).all():
         return np.zeros(len(edges) - 1)
     share = np.diff(np.interp(edges, quantiles, levels, left=0.0, right=1.0))
-    padded = np.pad(share, 1, mode="edge")
-    return (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4  # the least smoothing that hides the levels' steps
+    for _ in range(_SMOOTHINGS):
+        padded = np.pad(share, 1, mode="edge")
+        share = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
+    return share

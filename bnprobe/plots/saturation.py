@@ -67,7 +67,7 @@ def _draw_lines(ax: Axes, data: LayerSteps, errors: NDArray[np.float64]) -> None
         ax.fill_between(steps, value - error, value + error, color=color, alpha=0.2, linewidth=0)
         handles += ax.plot(steps, value, color=color)
     style.step_axis(ax, data.steps, len(kept))
-    ax.set_ylim(0.0, 1.0)
+    ax.set_ylim(-0.02, 1.02)  # so that lines at 0 and 1 do not lie under the frame
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     ax.set_ylabel("share")
     style.legend_above(ax, handles, data.names)

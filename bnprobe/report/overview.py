@@ -1,16 +1,19 @@
 """What ran: the first section of a run's report, and what a reader must know before the figures."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from bnprobe.plots import style
-from bnprobe.report.page import Facts, Note, Part, Section
+from bnprobe.report.page import Facts, Note, Part, Section, Table
 from bnprobe.report.recorded import Recorded
 from bnprobe.store import Run
 from bnprobe.store.manifest import read_manifest
 
 __all__ = ["lead", "overview"]
+
+_NUMBERS = re.compile(r"[(\[](?:[-+.\de]+, ?){6,}[-+.\de]+,?[)\]]")
 
 
 def lead(run: Run) -> str:
@@ -24,7 +27,11 @@ def overview(there: Recorded) -> Section:
     """Steps, layers, statistics, versions and settings of a run, after a box with its problems."""
     problems = there.run.problems
     parts: list[Part] = [_problem_box(problems)] if problems else []
-    return Section("Overview", [*parts, Facts(list(_facts(there).items()))])
+    parts.append(Facts(list(_facts(there).items())))
+    if there.run.settings:
+        rows = [[name, _setting(value)] for name, value in there.run.settings.items()]
+        parts.append(Table(["Setting", "Value"], rows))
+    return Section("Overview", parts)
 
 
 def _problem_box(problems: Sequence[str]) -> Note:
@@ -46,7 +53,6 @@ def _facts(there: Recorded) -> dict[str, str]:
         "Statistics": ", ".join(run.statistics) or "none",
         "Quantile levels": f"{len(run.levels)} from {run.levels[0]:g} to {run.levels[-1]:g}" if run.levels else "none",
         "Versions": _listed(sessions[-1].versions),
-        "Settings": _listed(run.settings),
     }
     return {term: description for term, description in facts.items() if description}
 
@@ -54,6 +60,12 @@ def _facts(there: Recorded) -> dict[str, str]:
 def _moment(started: str) -> str:
     """A session's start, as ``run.json`` has it, without what nobody reads."""
     return started.replace("T", " ").replace("+00:00", " UTC")
+
+
+def _setting(value: object) -> str:
+    """A setting as text; long rows of numbers, such as quantile levels, are only counted (``run.json`` has them)."""
+    text = "; ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return _NUMBERS.sub(lambda match: f"({match[0].count(',') + 1} numbers)", text) or "none"
 
 
 def _span(run: Run) -> str:

@@ -52,9 +52,9 @@ def _percentiles(there: Recorded) -> list[Part]:
     nonlinear = [name for name in there.of_family("nonlinearity") if name in set(names)]
     names = nonlinear or names
     shown = _spread(names, _MOST_PERCENTILES)
-    what = "nonlinearities" if nonlinear else "layers"
+    share = _share(shown, names, *(("nonlinearity", "nonlinearities") if nonlinear else ("layer", "layers")))
     text = (
-        f"The 15th, 50th and 85th percentile of the {there.place} of {_share(shown, names)} {what}. Bands are the "
+        f"The 15th, 50th and 85th percentile of the {there.place} of {share}. Bands are the "
         "error of the sampled percentiles; where none is seen, it is thinner than the line."
     )
     if len(shown) < len(names):
@@ -118,8 +118,9 @@ def _before_after(there: Recorded) -> list[Part]:
     if not names:
         raise RunError("no normalization layer has quantiles of both input and output")
     shown = _spread(names, _MOST_NORM_LAYERS)
+    share = _share(shown, names, "normalization layer", "normalization layers")
     text = (
-        f"What goes into {_share(shown, names)} normalization layers, and what comes out. A ridge is the density at "
+        f"What goes into {share}, and what comes out. A ridge is the density at "
         "one step, all scaled to the same height; the axes differ, so compare shapes and read the scales."
     )
     parts: list[Part] = [text]
@@ -177,8 +178,10 @@ def _spread(names: Sequence[str], most: int) -> list[str]:
     return [names[index] for index in style.thin(len(names), most)]
 
 
-def _share(shown: Sequence[str], names: Sequence[str]) -> str:
-    return f"all {len(names)}" if len(shown) == len(names) else f"{len(shown)} of {len(names)}"
+def _share(shown: Sequence[str], names: Sequence[str], one: str, many: str) -> str:
+    if len(names) == 1:
+        return f"one {one}"
+    return f"all {len(names)} {many}" if len(shown) == len(names) else f"{len(shown)} of {len(names)} {many}"
 
 
 def _drawing(ax: Axes) -> Drawing:

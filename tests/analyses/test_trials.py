@@ -150,6 +150,7 @@ def test_control_c_keeps_finished_trials_and_the_next_call_goes_on(tmp_path: Pat
     assert first.returncode != 0
     assert "KeyboardInterrupt" in errors
     assert sorted(p.name[:2] for p in kept.glob("x*")) == ["x0", "x1"]
+    assert not list(kept.glob(".unfinished-*"))
     marks = {p: (p / "trial.json").stat().st_mtime_ns for p in kept.glob("x*")}
     second = start("0")
     out, _ = second.communicate(timeout=60)

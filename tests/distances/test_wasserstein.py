@@ -68,3 +68,17 @@ def test_the_sampling_part_covers_95_per_cent(shape: str) -> None:
     whole = Summary.of(population, fine)
     sampling = distance.resolution(sampled, whole) - distance.resolution(Summary(fine, exact.quantiles), whole)
     assert (distance(sampled, whole) <= sampling).mean() >= 0.94  # 0.95 within 1 standard error of 400 trials
+
+
+def test_the_grid_part_is_attained_where_a_cells_mass_lies_at_its_end() -> None:
+    values, constant = np.append(0.0, np.ones(9999)), np.ones(10)
+    p, q = Summary.of(values, [0.0, 1.0]), Summary.of(constant, [0.0, 1.0])
+    error = abs(distance(p, q) - wasserstein_distance(values, constant))
+    assert 0.98 * distance.resolution(p, q) <= error <= distance.resolution(p, q)
+
+
+def test_few_values_are_known_to_a_rank_however_fine_the_levels() -> None:
+    pair, fine = (np.array([0.0, 1.0]), np.array([0.1])), np.linspace(0, 1, 1001)
+    p, q = (Summary.of(values, fine) for values in pair)
+    error = abs(distance(p, q) - wasserstein_distance(pair[0], pair[1]))
+    assert 0.1 < error <= distance.resolution(p, q)

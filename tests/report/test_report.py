@@ -11,6 +11,7 @@ import bnprobe
 from bnprobe.errors import ArgumentError
 from bnprobe.records import Layer, Record
 from bnprobe.report import Figure, Note, Section, report, sections
+from bnprobe.report.overview import _setting
 from bnprobe.store import Run, Writer, build_table
 
 SECTIONS = {
@@ -93,9 +94,16 @@ def test_the_overview_says_what_ran(page):
     assert facts["Layers"] == "11 in the inventory, 10 observed"
     assert facts["Statistics"] == "mean, variance, quantile, saturated, mean_gap, variance_gap"
     assert f"bnprobe {bnprobe.__version__}" in facts["Versions"]
-    assert facts["Settings"] == "every 1, seed 0"
+    assert '<td class="short">seed</td>\n<td class="short">0</td>' in page
     assert facts["State"] == "closed"
     assert 'class="problem"' not in page
+
+
+def test_long_rows_of_numbers_among_the_settings_are_counted():
+    assert _setting(["Quantiles(levels=(0.0, 1e-05, 0.5, 1, 2, 3, 4, 5), channels=())", "b"]) == (
+        "Quantiles(levels=(8 numbers), channels=()); b"
+    )
+    assert _setting([]) == "none"
 
 
 def test_problems_are_stated_before_everything_else(tmp_path):
@@ -110,6 +118,7 @@ def test_problems_are_stated_before_everything_else(tmp_path):
 
 def test_layers_are_listed_with_drift_and_the_reason_where_not_observed(page):
     rows = re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
+    rows = rows[-12:]  # after the settings
     cells = {
         row[0]: row
         for row in ([re.sub("<.*?>", "", cell) for cell in re.findall(r"<td.*?</td>", row)] for row in rows)
@@ -157,7 +166,7 @@ def test_two_hundred_layers_stay_readable_and_small(tmp_path):
     assert "6 of 66 nonlinearities" in text
     assert "3 of 66 normalization layers" in text
     assert re.search(r"layer \(\d+ of 199 named\)", text)
-    assert text.count("<tr>") == 1 + 200
+    assert text[text.index('id="layers"') :].count("<tr>") == 1 + 200
     assert text.count("data:image/png") == 4, "two heat maps and their bars are pictures, not a path a cell"
 
 
@@ -166,6 +175,13 @@ def test_wrong_arguments_are_refused(run, tmp_path):
         report(str(run.path), tmp_path / "page.html")
     with pytest.raises(ArgumentError, match=r"path must name a file, such as 'report.html'; .* is a directory"):
         report(run, tmp_path)
+
+
+def test_one_layer_is_not_all_one_layers(tmp_path):
+    small = make_run(tmp_path / "run", steps=range(3), blocks=1)
+    page = report(small, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "of the input of one nonlinearity." in page
+    assert "What goes into one normalization layer, and" in page
 
 
 def test_a_layer_without_a_name_is_the_model(tmp_path):
