@@ -271,7 +271,7 @@ def _drift_table(results: Results) -> Table:
         "Drift of each layer's input over the test images from before the first step to after the last: Wasserstein-1 "
         "distance in standard deviations of the first record, mean over seeds."
     )
-    return Table(("layer", *_NAMES), rows, caption, search="Search layers")
+    return Table(("layer", *_NAMES), rows, caption)
 
 
 def _last_drift(results: Results, arm: Arm) -> dict[str, float]:

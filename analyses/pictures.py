@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from bnprobe.plots import style
@@ -60,6 +60,8 @@ def _step_axis(ax: Axes, steps: NDArray[np.int64]) -> None:
 def shares(ax: Axes, values: Array, color: str, label: str | None) -> Axes:
     """Cumulative share of the finite values, on a logarithmic axis."""
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ordered = np.sort(values[np.isfinite(values)])
     ax.step(ordered, np.arange(1, len(ordered) + 1) / max(1, len(ordered)), where="post", color=color, label=label,

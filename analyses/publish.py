@@ -47,7 +47,7 @@ def publish(name: str, analysis: Analysis, settings: Settings, results: Any, ver
     facts = Facts(
         [
             ("Data and size", verdicts[0].scale),
-            ("Scale", settings.scale),
+            ("Run again with", _command(name, settings)),
             ("Made", made),
             ("Versions", ", ".join(f"{package} {number}" for package, number in versions.items())),
             ("Results folder", str(settings.out)),
@@ -66,6 +66,11 @@ def publish(name: str, analysis: Analysis, settings: Settings, results: Any, ver
         ],
     )
     return page.write(settings.out / "report.html")
+
+
+def _command(name: str, settings: Settings) -> str:
+    seeds = f" --seeds {settings.seeds}" if settings.seeds else ""
+    return f"python -m analyses run {name} --data {settings.data} --scale {settings.scale}{seeds}"
 
 
 def verdict_table(verdicts: Sequence[Verdict], width: int) -> str:
@@ -135,7 +140,8 @@ def _verdicts_as_table(verdicts: Sequence[Verdict]) -> Table:
 
 
 def _explained(verdict: Verdict) -> str:
-    return f"{verdict.claim.code}, \u201c{verdict.claim.statement}\u201d, is {verdict.outcome}: {verdict.reason}."
+    statement = verdict.claim.statement.rstrip(".")
+    return f"{verdict.claim.code}, \u201c{statement}\u201d, is {verdict.outcome}: {verdict.reason}."
 
 
 def _gates_as_table(verdicts: Sequence[Verdict]) -> Table:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnprobe.collect import Collector, Key
+from bnprobe.collect import UNMEASURABLE, Collector, Key
 from bnprobe.errors import ArgumentError, BnprobeError
 from bnprobe.hooks.saved import GroupMoments, batch_moments, output_moments, saved_moments
 from bnprobe.hooks.sites import LayerChoice, Site, find_sites, unwrap
@@ -27,9 +27,6 @@ from bnprobe.statistics.weights import LearningRates, WeightNorms
 from bnprobe.store import Run, Writer
 
 __all__ = ["Probe", "attach"]
-
-# What a strange tensor or a user's own statistic may raise while it is read.
-_UNMEASURABLE = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AttributeError)
 
 # A flush costs a few milliseconds whatever it writes; these keep it rare and what a kill can take small (ours).
 _FLUSH_STEPS, _FLUSH_BYTES, _FLUSH_SECONDS = 64, 8 * 2**20, 10.0
@@ -154,6 +151,11 @@ class Probe:
         if len(self._collector):
             with torch.no_grad():
                 self._writer.append(self._collector.table())
+        for name, reason in self._collector.failures.items():
+            warnings.warn(
+                f"bnprobe could not finish {name}: {reason}; its values are missing", RuntimeWarning, stacklevel=2
+            )
+        self._collector.failures.clear()
         self._update_inventory()
         self._sampler.renew()
         self._unwritten_steps, self._last_flush = 0, time.monotonic()
@@ -199,7 +201,7 @@ class Probe:
         """Read the inputs of an in-place layer before they are overwritten."""
         try:
             return [seen for one in inputs if (seen := self._observe(call.site, one)) is not None]
-        except _UNMEASURABLE as error:
+        except UNMEASURABLE as error:
             self._note(call.site, error)
             return []
 
@@ -207,7 +209,7 @@ class Probe:
         """Read a layer's inputs and outputs."""
         try:
             self._keep(call, [*(read_before or ()), *self._read(call.site, inputs, outputs, read_before)])
-        except _UNMEASURABLE as error:
+        except UNMEASURABLE as error:
             self._note(call.site, error)
 
     def graded(self, call: Call, place: str, gradient: Tensor) -> None:
@@ -215,7 +217,7 @@ class Probe:
         try:
             seen = self._observe(call.site, Seen(place, gradient))
             self._keep(call, [seen] if seen is not None else [])
-        except _UNMEASURABLE as error:
+        except UNMEASURABLE as error:
             self._note(call.site, error)
 
     def _read(
@@ -292,18 +294,30 @@ class Probe:
             self._unwritten_steps += 1
             late = time.monotonic() - self._last_flush > _FLUSH_SECONDS
             if late or self._unwritten_steps >= _FLUSH_STEPS or self._collector.bytes >= _FLUSH_BYTES:
-                self.flush()
+                self._flush_or_warn()
         self.now += 1
         self._recording = self.attached and bool(self._schedule(self.now))
 
     # Housekeeping.
 
+    def _flush_or_warn(self) -> None:
+        """In the middle of somebody's training a full disk is told, not raised; asked for, :meth:`flush` raises."""
+        try:
+            self.flush()
+        except OSError as error:
+            message = (
+                f"bnprobe could not write to {str(self._run.path)!r}: {error}; records up to step {self.now} are lost"
+            )
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            self._unwritten_steps, self._last_flush = 0, time.monotonic()
+
     def _update_inventory(self) -> None:
+        silent = "it ran inside torch.compile" if self._taps.compiled else "its forward was not called"
         inventory = [
             site.describe(
                 feeds=self._taps.flow.edges.get(site.name, ()),
                 observed=site.name in self._observed,
-                why=self._why.get(site.name, "" if site.name in self._observed else "its forward was not called"),
+                why=self._why.get(site.name, "" if site.name in self._observed else silent),
             )
             for site in self._sites
         ]

@@ -13,7 +13,10 @@ from bnprobe.records import COMPUTED, Measured, Record
 from bnprobe.statistics.base import Observation, Statistic
 from bnprobe.store import Placed, build_table
 
-__all__ = ["Collector", "Key"]
+__all__ = ["UNMEASURABLE", "Collector", "Key"]
+
+# What a strange tensor or a user's own statistic may raise while it is read.
+UNMEASURABLE = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AttributeError)
 
 _FOLD_AT = 16  # observations of one key (micro-batches, a validation pass) that wait before they are merged
 
@@ -42,6 +45,10 @@ class Collector:
 
     Args:
         statistics: what is taken of each observation.
+
+    Attributes:
+        bytes: size of the samples that wait.
+        failures: statistics whose ``finish`` failed, with the reason; their values are missing.
     """
 
     def __init__(self, statistics: Sequence[Statistic]) -> None:
@@ -52,6 +59,7 @@ class Collector:
         self._wanted: dict[tuple[int, str], tuple[int, ...]] = {}
         self._keep: list[Observation] = []
         self.bytes = 0
+        self.failures: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._entries) + len(self._numbers)
@@ -93,7 +101,13 @@ class Collector:
             self._states.clear()
             self._keep.clear()
             for index, statistic in enumerate(self._statistics):
-                for name, part in _finish(statistic, [entry.states.get(index) for entry in entries.values()]):
+                states = [entry.states.get(index) for entry in entries.values()]
+                try:
+                    finished = list(_finish(statistic, states))
+                except UNMEASURABLE as error:
+                    self.failures[type(statistic).__name__] = f"{type(error).__name__}: {error}"
+                    continue
+                for name, part in finished:
                     placed.setdefault(name, []).append(part)
         for name, part in _place_numbers(numbers, offset=len(entries)):
             placed.setdefault(name, []).append(part)

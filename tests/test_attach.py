@@ -509,6 +509,63 @@ def test_a_statistic_that_fails_is_noted_and_training_goes_on():
     assert (probe.run.layers.why == "ValueError: no such luck").all()
 
 
+def test_a_statistic_that_cannot_finish_is_told_and_the_others_are_kept():
+    class Unfinished(s.Statistic):
+        def applies(self, site, place):
+            return True
+
+        def update(self, state, seen):
+            return 1
+
+        def merge(self, a, b):
+            return a or b
+
+        def finish(self, states):
+            raise IndexError("lost count")
+
+    model = mlp()
+    with (
+        pytest.warns(
+            RuntimeWarning, match="could not finish Unfinished: IndexError: lost count; its values are missing"
+        ),
+        bnprobe.attach(model, Unfinished(), s.Moments()) as probe,
+    ):
+        model(torch.zeros(4, 6))
+    assert set(probe.run.frame().statistic) >= {"mean", "variance"}
+
+
+def test_a_full_disk_does_not_stop_the_training(monkeypatch):
+    model = mlp()
+    optimizer = sgd(model)
+    probe = bnprobe.attach(model, s.Moments(), optimizer=optimizer)
+
+    def full(table):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(probe._writer, "append", full)
+        with pytest.warns(
+            RuntimeWarning, match="could not write to .*No space left on device; records up to step 63 are lost"
+        ):
+            train(model, optimizer, batches((8, 6), 70))
+    probe.detach()
+    assert probe.run.steps.tolist() == list(range(64, 70))
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_compiled_model_trains_on_and_is_said_to_be_unobserved(fullgraph):
+    model = mlp()
+    optimizer = sgd(model)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=fullgraph)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch warns of global hooks
+        with bnprobe.attach(compiled, optimizer=optimizer) as probe:
+            train(compiled, optimizer, batches((8, 6), 2))
+    assert not probe.run.layers.observed.any()
+    assert (probe.run.layers.why == "it ran inside torch.compile").all()
+    assert set(probe.run.frame().place) == {"weight"}
+
+
 def test_an_own_statistic():
     class Range(s.Statistic):
         reads_all = True

@@ -79,7 +79,7 @@ class Taps:
     def __init__(self, sites: Iterable[Site], root: nn.Module, listener: Listener) -> None:
         self._sites = {id(site.module): site for site in sites}
         self._root, self._listener = root, listener
-        self._inside, self._training = False, root.training
+        self._inside, self._training, self._compiled = False, root.training, False
         self._calls: dict[Site, int] = {}
         self._again: dict[Site, int] = {}
         self._before_change: dict[Site, tuple[Any, list[Any]]] = {}
@@ -100,6 +100,11 @@ class Taps:
         self._handles, self._leaves = [], []
         self._known.forget()
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the model has run inside ``torch.compile``, where no hook of ours looks."""
+        return self._compiled or self._root._compiled_call_impl is not None
+
     def step_done(self) -> None:
         """A training step is over: calls count anew, and hooks on leaf tensors go."""
         for handle in self._leaves:
@@ -114,6 +119,10 @@ class Taps:
         self._known.keep(tensor, memory)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if torch.compiler.is_compiling():  # nothing may enter the graph that is being made
+            return
+        if module._modules.get("_orig_mod") is self._root:
+            self._compiled = True
         if module is self._root and not _recomputing():
             self._begin()
         # Only a layer that works in place has to be caught before it runs; all others are read when they have.
@@ -124,7 +133,7 @@ class Taps:
             self._before_change[site] = (self._listener.about_to_change(self._call(site, 0), inputs), nodes)
 
     def _awake(self) -> bool:
-        return self._listener.listening() and not torch.compiler.is_compiling() and not torch._C._is_tracing()
+        return self._listener.listening() and not torch._C._is_tracing()
 
     def _begin(self) -> None:
         self._inside, self._training = True, self._root.training
@@ -133,6 +142,8 @@ class Taps:
         self._listener.forward_begins(self._training)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         site = self._sites.get(id(module))
         if site is not None and self._awake():
             self._tell(site, args, kwargs, output)
