@@ -35,11 +35,12 @@ def train_network(settings: Mapping[str, Any], attempt: Attempt) -> Mapping[str,
     Returns:
         The curve, the checksum of the initial weights, and whether all losses were finite.
     """
-    seen, unseen = _images(settings)
+    dataset = data.load(settings["data"])
+    seen, unseen = _images(dataset, settings)
     order_seed, weight_seed = 2 * settings["seed"], 2 * settings["seed"] + 1
     network = sigmoid_mlp(
         seen.x.shape[1],
-        int(seen.y.max()) + 1,
+        len(dataset.classes),
         width=WIDTH,
         depth=DEPTH,
         batch_norm=settings["batch_norm"],
@@ -49,16 +50,15 @@ def train_network(settings: Mapping[str, Any], attempt: Attempt) -> Mapping[str,
     weights = weights_digest(network)
     evaluator = Evaluator(network, seen, unseen)
     optimizer = torch.optim.SGD(network.parameters(), lr=settings["learning_rate"])
-    recipe = Recipe(settings["steps"], BATCH, settings["learning_rate"], settings["every"], order_seed)
+    recipe = Recipe(settings["steps"], BATCH, settings["every"], order_seed)
     with _probes(network, optimizer, settings, attempt.folder, len(unseen)):
         curve = train(network, optimizer, seen, recipe, evaluator, attempt.progress)
     finite = bool(np.isfinite([*curve.train_loss, *curve.test_loss]).all())
     return asdict(curve) | {"weights": weights, "finite": finite}
 
 
-def _images(settings: Mapping[str, Any]) -> tuple[Images, Images]:
+def _images(dataset: data.Dataset, settings: Mapping[str, Any]) -> tuple[Images, Images]:
     """Images to train on and images to test on."""
-    dataset = data.load(settings["data"])
     train_part, test_part = (
         Images.from_dataset(dataset, part, binary=dataset.name == "mnist", device=settings["device"])
         for part in ("train", "test")

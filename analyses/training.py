@@ -84,14 +84,12 @@ class Recipe:
     Attributes:
         steps: number of updates.
         batch: images an update.
-        learning_rate: of plain stochastic gradient descent: no momentum, no decay.
         every: look at the network every so many steps; also before the first and after the last.
         seed: of the order of the images.
     """
 
     steps: int
     batch: int
-    learning_rate: float
     every: int
     seed: int
 

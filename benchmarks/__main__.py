@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import bnprobe
 from benchmarks import overhead, reading
 
 _BENCHMARKS = {"overhead": overhead.run, "reading": reading.run}
@@ -36,12 +37,13 @@ def main() -> None:
 
 def environment() -> dict[str, Any]:
     """What a reader needs to judge the figures."""
-    names = ("bnprobe", "torch", "numpy", "pandas", "pyarrow")
+    names = ("torch", "numpy", "pandas", "pyarrow")
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
+        "bnprobe": bnprobe.__version__,
         **{name: version(name) for name in names},
     }
 

@@ -2,9 +2,11 @@
 
 import atexit
 import os
+import shutil
 import tempfile
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,8 +109,7 @@ class Probe:
         self._by_hand = self._trained = False
         self._warned = False
         self._unwritten_steps, self._last_flush = 0, time.monotonic()
-        temporary = tempfile.TemporaryDirectory(prefix="bnprobe-") if out is None else None
-        path = Path(temporary.name) / "run" if temporary else Path(out)  # type: ignore[arg-type]  # one of the two is there
+        path = Path(out if out is not None else tempfile.mkdtemp(prefix="bnprobe-"))
         self._writer = Writer(
             path,
             settings=_settings(statistics, schedule, optimizer, sample, seed),
@@ -116,18 +117,25 @@ class Probe:
             levels=next((one.levels for one in statistics if isinstance(one, Quantiles)), DEFAULT_LEVELS),
             start=start,
         )
-        self._run = Run(path, keep=temporary)
+        self._run = Run(path)
+        if out is None:
+            weakref.finalize(self._run, shutil.rmtree, path, ignore_errors=True)
         self.now = self._writer.first_step
         self._recording = bool(schedule(self.now))
         self.attached = True
         with self._detached_on_error():
             self._taps = Taps(sites, root, self)
-            self._optimizer_taps = OptimizerTaps(optimizer, self._before_update, self._tick) if optimizer else None
+            self._optimizer_taps = (
+                OptimizerTaps(optimizer, self._before_update, self._tick) if optimizer is not None else None
+            )
         atexit.register(self.detach)
 
     @property
     def run(self) -> Run:
-        """Everything recorded so far."""
+        """Everything recorded so far.
+
+        Asked for in the middle of a step, it ends that step's records: what the step brings later is recorded beside.
+        """
         if self.attached:
             self.flush()
         return self._run

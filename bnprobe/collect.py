@@ -55,9 +55,7 @@ class Collector:
         self._statistics = tuple(statistics)
         self._entries: dict[Key, _Entry] = {}
         self._numbers: dict[Key, dict[str, Tensor | float]] = {}
-        self._states: dict[tuple[int, int], Any] = {}
         self._wanted: dict[tuple[int, str], tuple[int, ...]] = {}
-        self._keep: list[Observation] = []
         self.bytes = 0
         self.failures: dict[str, str] = {}
 
@@ -98,8 +96,6 @@ class Collector:
             for entry in entries.values():
                 self._fold(entry)
             self._entries, self._numbers, self.bytes = {}, {}, 0
-            self._states.clear()
-            self._keep.clear()
             for index, statistic in enumerate(self._statistics):
                 states = [entry.states.get(index) for entry in entries.values()]
                 try:
@@ -136,11 +132,9 @@ class Collector:
         statistic, owner = self._statistics[index], seen
         while owner.same_as is not None and not statistic.knows_layers:
             owner = owner.same_as
-        known = self._states.get((index, id(owner)))
-        if known is None:
-            known = self._states[index, id(owner)] = statistic.update(statistic.start(), seen)
-            self._keep.append(owner)  # an id is a name only while its owner lives
-        return known
+        if index not in owner.states:
+            owner.states[index] = statistic.update(statistic.start(), seen)
+        return owner.states[index]
 
 
 def _finish(statistic: Statistic, states: Sequence[Any]) -> Iterable[tuple[str, Placed]]:

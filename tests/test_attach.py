@@ -213,6 +213,28 @@ def test_many_batches_of_one_step_are_folded_in_time(many):
     assert abs(frame.value.iloc[0] - float(whole.mean())) < 4 * frame.error.iloc[0]
 
 
+def test_a_long_validation_keeps_no_more_than_a_few_batches():
+    """What waits in memory is bounded by the layers, not by the batches of a step."""
+    model, held = mlp().eval(), []
+    with bnprobe.attach(model), torch.no_grad():
+        for batch in range(1, 121):
+            model(torch.randn(64, 6))
+            if batch % 60 == 0:
+                held.append(sum(isinstance(one, s.Observation) for one in gc.get_objects()))
+    assert held[1] <= held[0] + 50
+
+
+def test_the_temporary_run_goes_with_its_reader():
+    model = mlp()
+    with bnprobe.attach(model) as probe:
+        model(torch.randn(4, 6))
+    path = probe.run.path
+    assert path.exists()
+    del probe
+    gc.collect()
+    assert not path.exists()
+
+
 # The clock.
 
 

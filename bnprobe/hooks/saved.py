@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnprobe.hooks.sites import Site
 
-__all__ = ["GroupMoments", "batch_moments", "output_moments", "saved_moments"]
+__all__ = ["GroupMoments", "batch_moments", "merge_moments", "output_moments", "saved_moments"]
 
 _BATCH_NODES = {"NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0"}
 _SAMPLE_NODES = {"NativeLayerNormBackward0", "NativeGroupNormBackward0"}
@@ -34,6 +34,23 @@ class GroupMoments(NamedTuple):
     variance: Tensor
     by_channel: bool
     source: str
+
+
+def merge_moments(a: GroupMoments, b: GroupMoments) -> GroupMoments:
+    """Moments over both, channel by channel where both have the same channels, else of the layer as one group."""
+    if not (a.by_channel and b.by_channel and a.mean.shape == b.mean.shape):
+        a, b = _as_one(a), _as_one(b)
+    size = a.size + b.size
+    share, apart = b.size / size, b.mean - a.mean
+    mean = a.mean + share * apart
+    variance = (1 - share) * a.variance + share * b.variance + share * (1 - share) * apart.square()
+    return GroupMoments(size, mean, variance, a.by_channel, a.source if a.source == b.source else "computed")
+
+
+def _as_one(moments: GroupMoments) -> GroupMoments:
+    mean = moments.mean.mean(0, keepdim=True)
+    variance = moments.variance.mean(0, keepdim=True) + (moments.mean - mean).square().mean(0, keepdim=True)
+    return GroupMoments(moments.size * moments.mean.numel(), mean, variance, False, moments.source)
 
 
 def saved_moments(site: Site, inputs: Tensor, output: Tensor) -> GroupMoments | None:

@@ -41,6 +41,7 @@ class Observation:
     same_as: "Observation | None" = None
 
     def __post_init__(self) -> None:
+        self.states: dict[int, State] = {}
         self.shape = self.values.shape
         self.count = self.shape.numel()
 

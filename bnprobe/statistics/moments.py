@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bnprobe.hooks.saved import GroupMoments
+from bnprobe.hooks.saved import GroupMoments, merge_moments
 from bnprobe.hooks.sites import Site
 from bnprobe.records import COMPUTED, SAMPLED, Measured
 from bnprobe.statistics.base import Observation, Statistic
@@ -28,7 +28,7 @@ class MomentsState(NamedTuple):
 
     sums: PowerSums | None
     sample: Sample | None
-    saved: tuple[GroupMoments, ...] | None
+    saved: GroupMoments | None
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Moments(Statistic):
         if self.exact:
             new = MomentsState(power_sums(seen.by_channel()), None, None)
         else:
-            new = MomentsState(None, seen.sample, (seen.moments,) if seen.moments is not None else None)
+            new = MomentsState(None, seen.sample, seen.moments)
         return self.merge(state, new)  # type: ignore[return-value]  # new is no neutral state
 
     def merge(self, a: MomentsState | None, b: MomentsState | None) -> MomentsState | None:
@@ -75,7 +75,7 @@ class Moments(Statistic):
             return a or b
         sums = merge_power_sums(a.sums, b.sums) if a.sums is not None and b.sums is not None else None
         sample = merge_samples(a.sample, b.sample) if a.sample is not None and b.sample is not None else None
-        saved = a.saved + b.saved if a.saved is not None and b.saved is not None else None
+        saved = merge_moments(a.saved, b.saved) if a.saved is not None and b.saved is not None else None
         return MomentsState(sums, sample, saved)
 
     def finish(self, states: Sequence[MomentsState]) -> Mapping[str, Measured]:
@@ -140,57 +140,26 @@ class _Pooled(NamedTuple):
     source: str
 
 
-def _pool_all(states: Sequence[tuple[GroupMoments, ...] | None]) -> list[_Pooled | None]:
-    """Pooled moments of each state; states of one group structure together, in one copy from the device."""
+def _pool_all(states: Sequence[GroupMoments | None]) -> list[_Pooled | None]:
+    """Pooled moments of each state, None where they are not finite; all of one shape in one copy from the device."""
     result: list[_Pooled | None] = [None] * len(states)
     alike: dict[tuple[object, ...], list[int]] = {}
-    for row, parts in enumerate(states):
-        if parts:
-            kind = tuple((part.size, part.mean.numel(), part.by_channel, part.source) for part in parts)
-            alike.setdefault((parts[0].mean.device, *kind), []).append(row)
+    for row, one in enumerate(states):
+        if one is not None:
+            alike.setdefault((one.mean.device, one.mean.dtype, one.mean.numel()), []).append(row)
     for rows in alike.values():
-        first = states[rows[0]] or ()
-        weight = np.concatenate([np.full(part.mean.numel(), part.size, float) for part in first])
-        mean, variance = (
-            torch.stack([torch.cat([getattr(part, name) for part in states[row] or ()]) for row in rows])
-            .cpu()
-            .double()
-            .numpy()
-            for name in _SAVED
-        )
-        for row, one in zip(rows, _pool(mean, variance, weight, first), strict=True):
-            result[row] = one
+        some = [one for row in rows if (one := states[row]) is not None]
+        mean, variance = (torch.stack([getattr(one, name) for one in some]).cpu().double().numpy() for name in _SAVED)
+        finite = np.isfinite(mean + variance)
+        with np.errstate(invalid="ignore"):
+            pooled_mean = mean.mean(1)
+            pooled_variance = variance.mean(1) + ((mean - pooled_mean[:, None]) ** 2).mean(1)  # total variance
+        for i, (row, one) in enumerate(zip(rows, some, strict=True)):
+            if finite[i].all():
+                by_channel = {"mean": mean[i], "variance": variance[i]} if one.by_channel else None
+                pooled = {"mean": float(pooled_mean[i]), "variance": float(pooled_variance[i])}
+                result[row] = _Pooled(pooled, by_channel, one.source)
     return result
-
-
-def _pool(
-    mean: NDArray[np.float64], variance: NDArray[np.float64], weight: NDArray[np.float64], parts: Sequence[GroupMoments]
-) -> list[_Pooled | None]:
-    """Moments over the groups ``[R, G]`` of each row, and over micro-batches for each channel."""
-    finite = [bool(one.all()) for one in np.isfinite(mean + variance)]
-    with np.errstate(invalid="ignore"):
-        means, variances = _combine(mean, variance, weight)
-        by_channel: Sequence[dict[str, NDArray[np.float64]] | None] = [None] * len(mean)
-        if all(part.by_channel and part.mean.shape == parts[0].mean.shape for part in parts):
-            counts = np.array([float(part.size) for part in parts])[:, None]
-            split = (len(mean), len(parts), -1)
-            channels = _combine(
-                mean.reshape(split).swapaxes(1, 2), variance.reshape(split).swapaxes(1, 2), counts[:, 0]
-            )
-            by_channel = [dict(zip(_SAVED, one, strict=True)) for one in zip(*channels, strict=True)]
-    return [
-        _Pooled({"mean": float(m), "variance": float(v)}, one, parts[0].source) if good else None
-        for m, v, one, good in zip(means, variances, by_channel, finite, strict=True)
-    ]
-
-
-def _combine(
-    mean: NDArray[np.float64], variance: NDArray[np.float64], weight: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Law of total variance over the last axis."""
-    share = weight / weight.sum()
-    centre = (share * mean).sum(-1)
-    return centre, (share * (variance + (mean - centre[..., None]) ** 2)).sum(-1)
 
 
 def _layer_moments(samples: Sequence[Sample]) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:

@@ -54,15 +54,13 @@ class Run:
 
     Args:
         directory: with ``run.json`` and ``parts/``.
-        keep: an object to keep alive as long as this one, such as the temporary directory that the run lies in.
 
     Raises:
         RunError: it is no run directory, or its ``run.json`` cannot be read.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, keep: object = None) -> None:
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.path = Path(directory)
-        self._keep = keep
         self._parts = Parts(self.path)
         self._cached: tuple[tuple[int, ...], Manifest] | None = None
         self._manifest  # noqa: B018 - reads run.json, so that a wrong directory is refused here

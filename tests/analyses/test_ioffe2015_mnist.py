@@ -258,7 +258,7 @@ def test_recorded_quantiles_are_those_of_the_test_images(smoke: Results, tmp_pat
     from analyses.training import population, sigmoid_mlp
 
     arm = SHARED[1]
-    seen, unseen = _images(smoke.arms[arm][0].trial.settings)
+    seen, unseen = _images(smoke.dataset, smoke.arms[arm][0].trial.settings)
     net = sigmoid_mlp(64, 10, width=WIDTH, depth=3, batch_norm=True, std=arm.std, seed=1)
     population(net, seen.inputs())
     net.eval()

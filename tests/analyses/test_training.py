@@ -120,7 +120,7 @@ def run(batch_norm: bool, every: int = 4, rate: float = 0.5, steps: int = 20) ->
     net, data = network(batch_norm), images()
     evaluator = Evaluator(net, data, images(40, seed=1))
     optimizer = torch.optim.SGD(net.parameters(), lr=rate)
-    return net, train(net, optimizer, data, Recipe(steps, 10, rate, every, seed=0), evaluator)
+    return net, train(net, optimizer, data, Recipe(steps, 10, every, seed=0), evaluator)
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])
@@ -170,5 +170,5 @@ def test_a_diverged_network_says_so() -> None:
     with torch.no_grad():
         net.get_submodule("classifier").weight.fill_(torch.nan)
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
-    curve = train(net, optimizer, data, Recipe(4, 10, 1.0, 2, 0), Evaluator(net, data, data))
+    curve = train(net, optimizer, data, Recipe(4, 10, 2, 0), Evaluator(net, data, data))
     assert np.isnan(curve.train_loss).all()

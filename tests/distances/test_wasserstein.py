@@ -78,7 +78,7 @@ def test_the_grid_part_is_attained_where_a_cells_mass_lies_at_its_end() -> None:
 
 
 def test_few_values_are_known_to_a_rank_however_fine_the_levels() -> None:
-    pair, fine = (np.array([0.0, 1.0]), np.array([0.1])), np.linspace(0, 1, 1001)
+    pair, fine = (np.array([0.0, 1.0]), np.array([0.5])), np.linspace(0, 1, 1001)
     p, q = (Summary.of(values, fine) for values in pair)
     error = abs(distance(p, q) - wasserstein_distance(pair[0], pair[1]))
     assert 0.1 < error <= distance.resolution(p, q)

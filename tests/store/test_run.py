@@ -298,19 +298,6 @@ def test_asking_for_the_status_makes_no_files(run: Run) -> None:
     assert not (run.path / "run.lock").exists()
 
 
-def test_keeps_alive_what_it_is_told_to() -> None:
-    folder = tempfile.TemporaryDirectory()
-    path = Path(folder.name)
-    write(path, table_of([0]))
-    run = Run(path, keep=folder)
-    del folder
-    gc.collect()
-    assert run.steps.tolist() == [0]
-    del run
-    gc.collect()
-    assert not path.exists()
-
-
 def test_a_run_can_be_sent_to_another_process(run: Run) -> None:
     run.frame()
     assert pickle.loads(pickle.dumps(run)).steps.tolist() == [0, 1, 2]
