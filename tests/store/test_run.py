@@ -1,13 +1,11 @@
 """What a reader sees: inventory, selections and their errors, damage, and a run that is still being written."""
 
-import gc
 import json
 import math
 import os
 import pickle
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
