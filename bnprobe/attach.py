@@ -14,16 +14,16 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bnprobe.collect import UNMEASURABLE, Collector, Key
 from bnprobe.errors import ArgumentError, BnprobeError
-from bnprobe.hooks.saved import GroupMoments, batch_moments, output_moments, saved_moments
 from bnprobe.hooks.sites import LayerChoice, Site, find_sites, unwrap
-from bnprobe.hooks.taps import Call, OptimizerTaps, Seen, Taps, why_unreadable
+from bnprobe.hooks.taps import OptimizerTaps, Taps
+from bnprobe.listen import Reader
 from bnprobe.records import DEFAULT_LEVELS, Layer
 from bnprobe.schedule import Schedule, as_schedule
-from bnprobe.statistics import Gradients, Moments, Observation, Quantiles, RunningGap, Saturation, Statistic
+from bnprobe.statistics import Gradients, Moments, Quantiles, RunningGap, Saturation, Statistic
 from bnprobe.statistics.sample import Sampler
 from bnprobe.statistics.weights import LearningRates, WeightNorms
 from bnprobe.store import Run, Writer
@@ -81,8 +81,6 @@ class Probe:
     """A model being listened to; made by :func:`attach`.
 
     Attributes:
-        run: what has been recorded, as :func:`bnprobe.load` reads it.
-        now: number of the current step.
         attached: whether it still listens.
     """
 
@@ -100,14 +98,13 @@ class Probe:
     ) -> None:
         self._sites, self._schedule, self._optimizer = list(sites), schedule, optimizer
         self._sampler, self._collector = Sampler(sample, seed), Collector(statistics)
-        self._gaps = any(isinstance(statistic, RunningGap) for statistic in statistics)
+        gaps = any(isinstance(statistic, RunningGap) for statistic in statistics)
+        self._reader = Reader(self._sampler, self._collector, gaps, self._forward_begins)
         self._weights = WeightNorms(sites) if any(isinstance(one, Gradients) for one in statistics) else None
         self._rates = LearningRates(sites, optimizer) if optimizer is not None else None
-        self._observed: set[str] = set()
-        self._why: dict[str, str] = {}
         self._inventory: list[Layer] = []
+        self._pid = os.getpid()
         self._by_hand = self._trained = False
-        self._warned = False
         self._unwritten_steps, self._last_flush = 0, time.monotonic()
         path = Path(out if out is not None else tempfile.mkdtemp(prefix="bnprobe-"))
         self._writer = Writer(
@@ -120,15 +117,20 @@ class Probe:
         self._run = Run(path)
         if out is None:
             weakref.finalize(self._run, shutil.rmtree, path, ignore_errors=True)
-        self.now = self._writer.first_step
-        self._recording = bool(schedule(self.now))
+        self._reader.now = self._writer.first_step
+        self._reader.recording = bool(schedule(self.now))
         self.attached = True
         with self._detached_on_error():
-            self._taps = Taps(sites, root, self)
+            self._taps = self._reader.taps = Taps(sites, root, self._reader)
             self._optimizer_taps = (
                 OptimizerTaps(optimizer, self._before_update, self._tick) if optimizer is not None else None
             )
         atexit.register(self.detach)
+
+    @property
+    def now(self) -> int:
+        """Number of the current step."""
+        return self._reader.now
 
     @property
     def run(self) -> Run:
@@ -170,9 +172,9 @@ class Probe:
 
     def detach(self) -> None:
         """Stop listening, write what is left, and close the run; doing it twice does no harm."""
-        if not self.attached:
+        if not self.attached or os.getpid() != self._pid:  # a forked child (a data loader's worker) ends nothing
             return
-        self.attached = self._recording = False
+        self.attached = self._reader.recording = False
         atexit.unregister(self.detach)
         self._let_go()
         try:
@@ -192,104 +194,25 @@ class Probe:
         state = "attached" if self.attached else "detached"
         return f"Probe({state}, {len(self._sites)} layers, step {self.now}, {str(self._run.path)!r})"
 
-    # What the taps tell (bnprobe.hooks.taps.Listener). A measurement that fails must not stop somebody's training.
+    # The clock.
 
-    def listening(self) -> bool:
-        """Whether this step is recorded."""
-        return self._recording
-
-    def forward_begins(self, training: bool) -> None:
+    def _forward_begins(self, training: bool) -> None:
         """Without an optimizer and without ``step()``, a training forward begins the next step."""
         if training and self._optimizer is None and not self._by_hand:
             if self._trained:
                 self._tick()
             self._trained = True
 
-    def about_to_change(self, call: Call, inputs: list[Seen]) -> list[Observation]:
-        """Read the inputs of an in-place layer before they are overwritten."""
-        try:
-            return [seen for one in inputs if (seen := self._observe(call.site, one)) is not None]
-        except UNMEASURABLE as error:
-            self._note(call.site, error)
-            return []
-
-    def called(self, call: Call, inputs: list[Seen] | None, outputs: list[Seen], read_before: Any) -> None:
-        """Read a layer's inputs and outputs."""
-        try:
-            self._keep(call, [*(read_before or ()), *self._read(call.site, inputs, outputs, read_before)])
-        except UNMEASURABLE as error:
-            self._note(call.site, error)
-
-    def graded(self, call: Call, place: str, gradient: Tensor) -> None:
-        """Read the gradient at a layer's output."""
-        try:
-            seen = self._observe(call.site, Seen(place, gradient))
-            self._keep(call, [seen] if seen is not None else [])
-        except UNMEASURABLE as error:
-            self._note(call.site, error)
-
-    def _read(
-        self, site: Site, inputs: list[Seen] | None, outputs: list[Seen], read_before: Sequence[Observation] | None
-    ) -> list[Observation]:
-        moments = self._moments(site, inputs, outputs)
-        seen = [self._observe(site, one, moments if i == 0 else None) for i, one in self._intact(site, inputs, outputs)]
-        before = next(iter(read_before or seen), None)
-        made = output_moments(site, moments) if moments is not None else None
-        for i, one in enumerate(outputs):
-            alike = before is not None and before.shape == one.tensor.shape
-            seen.append(self._observe(site, one, made if i == 0 else None, before.axis if before and alike else None))
-        return [one for one in seen if one is not None]
-
-    def _intact(self, site: Site, inputs: list[Seen] | None, outputs: list[Seen]) -> Iterator[tuple[int, Seen]]:
-        """Inputs that surely are as the layer received them."""
-        for i, one in enumerate(inputs or ()):
-            if one.memory is None and any(one.tensor is made.tensor for made in outputs):
-                self._why.setdefault(site.name, f"{one.place}: the layer hands on its input, perhaps changed")
-            else:
-                yield i, one
-
-    def _observe(
-        self, site: Site, one: Seen, moments: GroupMoments | None = None, axis: int | None = None
-    ) -> Observation | None:
-        why = why_unreadable(one.tensor)
-        if why:
-            self._why.setdefault(site.name, f"{one.place}: {why}")
-            return None
-        before = one.memory
-        if before is not None:
-            before.moments = before.moments or moments
-            seen = Observation(site, one.place, one.tensor, before.axis, self._sampler, before.moments, before)
-        else:
-            own = site.channel_axis(one.tensor)
-            axis = axis if axis is not None and site.family in ("nonlinearity", "other") else own
-            seen = Observation(site, one.place, one.tensor, axis, self._sampler, moments)
-            if not one.place.startswith("grad"):
-                self._taps.remember(one.tensor, seen)
-        self._collector.prepare(seen)
-        seen.release()
-        return seen
-
-    def _moments(self, site: Site, inputs: list[Seen] | None, outputs: list[Seen]) -> GroupMoments | None:
-        """What is known of a norm layer's input without a pass over it, or by one where the running gap needs it."""
-        if not site.is_norm or not inputs or not outputs or why_unreadable(inputs[0].tensor):
-            return None
-        moments = saved_moments(site, inputs[0].tensor, outputs[0].tensor)
-        if moments is None and self._gaps and site.family == "batch_norm":
-            moments = batch_moments(inputs[0].tensor)
-        return moments
-
-    def _keep(self, call: Call, observations: Sequence[Observation]) -> None:
-        phase = "train" if call.training else "eval"
-        for seen in observations:
-            self._collector.add(Key(self.now, phase, call.site.name, call.index, seen.place), seen)
-            self._observed.add(call.site.name)
-
-    # The clock.
-
     def _before_update(self) -> None:
         """The gradients are final: read the weights' norms and the learning rates."""
-        if not self._recording:
+        if not self._reader.recording:
             return
+        try:
+            self._read_weights()
+        except UNMEASURABLE as error:
+            self._reader.warn_once(f"bnprobe could not read the weights: {error}")
+
+    def _read_weights(self) -> None:
         for name, rate in self._rates.read() if self._rates else ():
             self._collector.add_numbers(Key(self.now, "train", name, 0, "weight"), {"learning_rate": rate})
         if self._weights is not None:
@@ -298,13 +221,13 @@ class Probe:
 
     def _tick(self) -> None:
         self._taps.step_done()
-        if self._recording:
+        if self._reader.recording:
             self._unwritten_steps += 1
             late = time.monotonic() - self._last_flush > _FLUSH_SECONDS
             if late or self._unwritten_steps >= _FLUSH_STEPS or self._collector.bytes >= _FLUSH_BYTES:
                 self._flush_or_warn()
-        self.now += 1
-        self._recording = self.attached and bool(self._schedule(self.now))
+        self._reader.now += 1
+        self._reader.recording = self.attached and bool(self._schedule(self.now))
 
     # Housekeeping.
 
@@ -312,7 +235,7 @@ class Probe:
         """In the middle of somebody's training a full disk is told, not raised; asked for, :meth:`flush` raises."""
         try:
             self.flush()
-        except OSError as error:
+        except Exception as error:  # whatever it is, it is not worth somebody's training
             message = (
                 f"bnprobe could not write to {str(self._run.path)!r}: {error}; records up to step {self.now} are lost"
             )
@@ -324,21 +247,14 @@ class Probe:
         inventory = [
             site.describe(
                 feeds=self._taps.flow.edges.get(site.name, ()),
-                observed=site.name in self._observed,
-                why=self._why.get(site.name, "" if site.name in self._observed else silent),
+                observed=site.name in self._reader.observed,
+                why=self._reader.why.get(site.name, "" if site.name in self._reader.observed else silent),
             )
             for site in self._sites
         ]
         if inventory != self._inventory:
             self._inventory = inventory
             self._writer.update_layers(inventory)
-
-    def _note(self, site: Site, error: Exception) -> None:
-        """What cannot be measured is said in the inventory, and once aloud; training goes on."""
-        self._why[site.name] = f"{type(error).__name__}: {error}"
-        if not self._warned:
-            self._warned = True
-            warnings.warn(f"bnprobe could not measure layer {site.name!r}: {error}", RuntimeWarning, stacklevel=2)
 
     @contextmanager
     def _detached_on_error(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import bnprobe
+from bnprobe import __version__
 from bnprobe.errors import BnprobeError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(bnprobe.__version__)
+        typer.echo(__version__)
         raise typer.Exit
 
 

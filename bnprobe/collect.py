@@ -11,12 +11,13 @@ from torch import Tensor
 
 from bnprobe.records import COMPUTED, Measured, Record
 from bnprobe.statistics.base import Observation, Statistic
+from bnprobe.statistics.sample import Sample
 from bnprobe.store import Placed, build_table
 
 __all__ = ["UNMEASURABLE", "Collector", "Key"]
 
 # What a strange tensor or a user's own statistic may raise while it is read.
-UNMEASURABLE = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AttributeError)
+UNMEASURABLE = (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError)
 
 _FOLD_AT = 16  # observations of one key (micro-batches, a validation pass) that wait before they are merged
 
@@ -58,6 +59,7 @@ class Collector:
         self._wanted: dict[tuple[int, str], tuple[int, ...]] = {}
         self.bytes = 0
         self.failures: dict[str, str] = {}
+        self._broken: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._entries) + len(self._numbers)
@@ -68,7 +70,7 @@ class Collector:
         for index in wanted:
             if self._statistics[index].reads_all:
                 with torch.no_grad():
-                    self._state(index, seen)
+                    self.bytes += _size(self._state(index, seen))
             elif "sample" not in seen.__dict__:
                 self.bytes += seen.sample.values.nbytes if seen.same_as is None else 0
         return bool(wanted)
@@ -90,18 +92,19 @@ class Collector:
 
     def table(self) -> pa.Table:
         """All records so far as one table; the collector is empty afterwards."""
+        # Another thread may go on listening: what it brings belongs to the next table.
         entries, numbers = self._entries, self._numbers
+        self._entries, self._numbers, self.bytes = {}, {}, 0
         placed: dict[str, list[Placed]] = {}
         with torch.no_grad():
             for entry in entries.values():
                 self._fold(entry)
-            self._entries, self._numbers, self.bytes = {}, {}, 0
             for index, statistic in enumerate(self._statistics):
                 states = [entry.states.get(index) for entry in entries.values()]
                 try:
-                    finished = list(_finish(statistic, states))
+                    finished = list(_finish(statistic, states)) if index not in self._broken else []
                 except UNMEASURABLE as error:
-                    self.failures[type(statistic).__name__] = f"{type(error).__name__}: {error}"
+                    self._fail(index, error)
                     continue
                 for name, part in finished:
                     placed.setdefault(name, []).append(part)
@@ -111,6 +114,11 @@ class Collector:
         records += [Record(*key, 0) for key in numbers]
         return build_table(records, placed)
 
+    def _fail(self, index: int, error: Exception) -> None:
+        """A statistic whose states do not merge or finish is not taken again: half its rows would say nothing true."""
+        self._broken.add(index)
+        self.failures[type(self._statistics[index]).__name__] = f"{type(error).__name__}: {error}"
+
     def _applying(self, site: Any, place: str) -> tuple[int, ...]:
         known = self._wanted.get((id(site), place))
         if known is None:
@@ -119,13 +127,18 @@ class Collector:
         return known
 
     def _fold(self, entry: _Entry) -> None:
-        for seen in entry.waiting:
+        waiting, entry.waiting = entry.waiting, []
+        for seen in waiting:
             for index in self._applying(seen.site, seen.place):
-                state = self._state(index, seen)
-                if index in entry.states:
-                    state = self._statistics[index].merge(entry.states[index], state)
-                entry.states[index] = state
-        entry.waiting.clear()
+                if index in self._broken:
+                    continue
+                try:
+                    state = self._state(index, seen)
+                    if index in entry.states:
+                        state = self._statistics[index].merge(entry.states[index], state)
+                    entry.states[index] = state
+                except UNMEASURABLE as error:
+                    self._fail(index, error)
 
     def _state(self, index: int, seen: Observation) -> Any:
         """The state of one observation; of a tensor seen at two places, the same object."""
@@ -135,6 +148,15 @@ class Collector:
         if index not in owner.states:
             owner.states[index] = statistic.update(statistic.start(), seen)
         return owner.states[index]
+
+
+def _size(state: Any) -> int:
+    """Bytes of the tensors that a state holds."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    if isinstance(state, Sample):
+        return state.values.nbytes
+    return sum(map(_size, state)) if isinstance(state, tuple) else 0
 
 
 def _finish(statistic: Statistic, states: Sequence[Any]) -> Iterable[tuple[str, Placed]]:

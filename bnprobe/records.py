@@ -7,8 +7,8 @@ A *record* is everything measured of one tensor: which step and phase, which lay
 column                   meaning
 =======================  ============================================================================
 ``mean``                 the layer's value (float64); null where it was not measured or does not exist
-``mean.error``           what the value may be off: a standard error for moments, half a 95 % interval for
-                         shares, a bound in *probability* (rank) for quantiles, minimum and maximum; 0 where
+``mean.error``           what the value may be off: a standard error for moments, the reach of a 95 % interval
+                         for shares, a bound in *probability* (rank) for quantiles, minimum and maximum; 0 where
                          the value is exact
 ``mean.source``          ``saved`` (autograd had it), ``computed`` (from all values), ``sampled``
 ``mean.channels``        one value a channel, as a list, where the statistic has them

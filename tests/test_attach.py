@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import gc
 import math
 import os
@@ -219,7 +220,7 @@ def test_a_long_validation_keeps_no_more_than_a_few_batches():
         for batch in range(1, 121):
             model(torch.randn(64, 6))
             if batch % 60 == 0:
-                held.append(sum(isinstance(one, s.Observation) for one in gc.get_objects()))
+                held.append(sum(type(one) is s.Observation for one in gc.get_objects()))
     assert held[1] <= held[0] + 50
 
 
@@ -609,6 +610,179 @@ def test_an_own_statistic():
     with bnprobe.attach(model, Range(), layers="0") as probe:
         y = model[0](x)
     assert value(probe.run, statistic="range") == pytest.approx((y.max() - y.min()).item())
+
+
+# What a reviewer found.
+
+
+def test_lengths_may_vary_within_a_step():
+    model = nn.Sequential(nn.Conv1d(3, 4, 1), Double(), nn.ReLU(), nn.Sigmoid())
+    optimizer = sgd(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with bnprobe.attach(model, optimizer=optimizer) as probe:
+            for length in (10, 7, 1):
+                model(torch.randn(4, 3, length)).sum().backward()
+            optimizer.step()
+    frame = probe.run.frame(statistic="mean", layer="2", place="output")
+    assert frame["count"].tolist() == [4 * 4 * 18]
+
+
+class Double(nn.Module):
+    def forward(self, x):
+        return x + x
+
+
+def test_wide_layers_get_no_made_up_channel_values():
+    """2048 units, each seen once or twice in the sample: nothing is known of a unit, and that is what is said."""
+    model = nn.Sequential(nn.Linear(64, 2048), nn.ReLU())
+    with bnprobe.attach(model) as probe:
+        model(torch.randn(256, 64))
+    frame = probe.run.frame(layer="1", place="output")
+    assert "dead" not in set(frame.statistic)
+    assert probe.run.channels("1", "variance", "output").isna().all(axis=None)
+
+
+@pytest.mark.parametrize("model", [lambda: nn.Sequential(nn.Conv1d(3, 4, 1), Double(), nn.ReLU()), mlp])
+def test_a_gradient_has_the_channels_of_its_output(model):
+    model = model()
+    with bnprobe.attach(model, s.Moments(exact=True), s.Gradients(exact=True)) as probe:
+        model(torch.randn(5, 3, 7) if isinstance(model[0], nn.Conv1d) else torch.randn(5, 6)).sum().backward()
+    for layer in probe.run.layers.name:
+        shapes = {probe.run.channels(layer, "mean", place).shape[1] for place in ("output", "grad_output")}
+        assert len(shapes) == 1
+
+
+def test_a_norm_layers_axis_is_its_own_whatever_made_its_input():
+    """A linear layer's ``[N, L, C]`` straight into BatchNorm1d(L): the norm's channels are the positions."""
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(4))
+    x = torch.randn(8, 4, 6)
+    with bnprobe.attach(model, s.Moments()) as probe:
+        y = model[0](x).detach()
+        model(x)
+    widths = [
+        probe.run.channels(*where).shape[1]
+        for where in (("0", "mean", "output"), ("1", "mean"), ("1", "mean", "output"))
+    ]
+    assert widths == [5, 4, 4]
+    np.testing.assert_allclose(probe.run.channels("1", "mean").iloc[0], y.mean((0, 2)), atol=1e-6)
+
+
+def test_layer_norm_without_an_eps_of_its_own():
+    class Norm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(6))
+
+        def forward(self, x):
+            return F.layer_norm(x, (6,), self.weight, None, 1e-5)
+
+    class LayerNorm(Norm):
+        pass
+
+    model = nn.Sequential(LayerNorm())
+    with bnprobe.attach(model) as probe:
+        model(torch.randn(8, 6))
+    assert probe.run.layers.why.tolist() == [""]
+
+
+def test_gradients_of_a_step_with_a_closure_are_those_of_that_step():
+    model, ((x, y),) = mlp(norm=nn.Identity), batches((16, 6), 1)
+    optimizer, true = sgd(model), []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        true.append(float(model[0].weight.grad.norm()))
+        return loss
+
+    with bnprobe.attach(model, optimizer=optimizer) as probe:
+        for _ in range(3):
+            optimizer.step(closure)
+    np.testing.assert_allclose(probe.run.frame(layer="0", statistic="grad_norm").value, true, rtol=1e-6)
+
+
+def test_an_input_that_the_layer_writes_into_is_not_taken_for_what_came():
+    class Writes(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.add_(100))
+
+    model = nn.Sequential(Writes(6, 6))
+    with bnprobe.attach(model) as probe, torch.no_grad():
+        model(torch.randn(8, 6))
+    assert set(probe.run.frame(statistic="mean").place) == {"output"}
+    assert probe.run.layers.why.tolist() == ["input: the layer writes into it"]
+
+
+def test_structures_that_contain_themselves_or_have_holes():
+    @dataclasses.dataclass
+    class Half:
+        there: torch.Tensor
+        missing: torch.Tensor = dataclasses.field(init=False)
+
+    class Odd(nn.Linear):
+        def forward(self, x):
+            loop = {"x": super().forward(x)}
+            loop["self"] = loop
+            return Half(loop["x"]), loop
+
+    model = nn.Sequential(Odd(6, 6))
+    with bnprobe.attach(model) as probe:
+        model(torch.randn(8, 6))
+    assert "output" in set(probe.run.frame().place)
+
+
+def test_frozen_float8_and_meta_weights():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6))
+    model[1].weight = nn.Parameter(model[1].weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    model[2].weight = nn.Parameter(model[2].weight.detach().to("meta"), requires_grad=False)
+    optimizer = sgd(model)
+    with bnprobe.attach(model, optimizer=optimizer) as probe:
+        model[0](torch.randn(4, 6)).sum().backward()
+        optimizer.step()
+    assert set(probe.run.frame(statistic="norm").layer) == {"0"}
+
+
+def test_a_default_device_is_the_users_not_ours():
+    model, data = mlp().eval(), batches((64, 6), 4)
+    torch.set_default_device("meta")
+    try:
+        with bnprobe.attach(model, sample=16) as probe:
+            for x, _ in data:
+                model(x)
+    finally:
+        torch.set_default_device(None)
+    assert probe.run.frame(layer="0", statistic="mean", place="input")["count"].tolist() == [4 * 64 * 6]
+
+
+def test_a_forward_that_failed_keeps_no_graph_alive():
+    class Fails(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(6, 3)
+
+        def forward(self, x):
+            held.append(weakref.ref(x))
+            self.inner(x)
+            raise ZeroDivisionError
+
+    held, model = [], Fails()
+    with bnprobe.attach(model):
+        for _ in range(2):
+            x = torch.randn(2, 6, requires_grad=True) * 2
+            with pytest.raises(ZeroDivisionError):
+                model(x)
+            del x
+    gc.collect()
+    assert [one() for one in held] == [None, None]
+
+
+def test_one_value_has_no_gap():
+    model = nn.Sequential(nn.BatchNorm1d(3)).eval()
+    with bnprobe.attach(model) as probe:
+        model(torch.randn(1, 3))
+    assert not {"mean_gap", "variance_gap"} & set(probe.run.frame().statistic)
 
 
 # Wrong arguments.

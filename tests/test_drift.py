@@ -138,6 +138,9 @@ def test_series_are_kept_apart_and_in_order() -> None:
         ["a", 0, "output.1", 0, 0.0],
         ["a", 0, "output.1", 1, 4.0],
     ]
+    previous = drift(Made(rows), reference="previous")
+    assert previous["reference_step"].isna().tolist() == [True, False] * 4
+    assert previous["value"].dropna().tolist() == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_selection_and_phase() -> None:

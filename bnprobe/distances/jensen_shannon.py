@@ -30,16 +30,16 @@ class JensenShannon(Distance):
 
     - by what bins joined in pairs would lose more;
     - by what every bin's shares change when every other level is left out of the grids;
-    - by 1.96 standard deviations that sampling gives it to first order, and downwards by the 95 % quantile
-      of what sampling adds between equal distributions, ``chi^2 / 8 * (1/n_p + 1/n_q)``. Here n is the sample's size,
-      and the count where all values were seen, as a density stands behind finitely many values only by assumption.
+    - by 1.96 standard deviations that sampling gives it to first order, and the 95 % quantile of what sampling makes
+      of it between equal distributions, ``chi^2 / 8 * (1/n_p + 1/n_q)``. Here n is the sample's size, and the count
+      where all values were seen, as a density stands behind finitely many values only by assumption.
 
     Args:
         bins: bins of equal share in each side. Ours: 10, as for the population stability index; more lose less, but
             count more noise.
 
     Raises:
-        ArgumentError: ``bins`` is below 2.
+        ArgumentError: ``bins`` is below 4, when joining them in pairs says nothing about what is lost.
     """
 
     bins: int = 10
@@ -50,8 +50,8 @@ class JensenShannon(Distance):
     homogeneity: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bins, int) or self.bins < 2:
-            raise ArgumentError(f"bins must be an int of at least 2; got {self.bins!r}")
+        if not isinstance(self.bins, int) or self.bins < 4:
+            raise ArgumentError(f"bins must be an int of at least 4; got {self.bins!r}")
 
     def _value(self, p: Summary, q: Summary) -> FloatArray:
         cuts = self._cuts(p, q)
@@ -64,10 +64,10 @@ class JensenShannon(Distance):
         square = _divergence(of_p.fine, of_q.fine)
         lost = np.maximum(square - _divergence(of_p.coarse, of_q.coarse), 0)
         sampling = shares.sampling_change(_slopes, of_p, of_q, n_p, n_q)
-        change = lost + shares.grid_change(_term, of_p, of_q) + sampling
         noise = shares.null_quantile((of_p.fine + of_q.fine) / 2) / 8 * (1 / n_p + 1 / n_q)
+        change = lost + shares.grid_change(_term, of_p, of_q) + sampling + noise
         up = np.sqrt(square + change) - np.sqrt(square)
-        down = np.sqrt(square) - np.sqrt(np.maximum(square - change - noise, 0))
+        down = np.sqrt(square) - np.sqrt(np.maximum(square - change, 0))
         return np.asarray(np.minimum(np.maximum(up, down), np.sqrt(np.log(2))))
 
     def _cuts(self, p: Summary, q: Summary) -> shares.Cuts:

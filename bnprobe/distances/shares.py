@@ -76,11 +76,11 @@ class Shares:
 
 
 def cuts_at(summary: Summary, levels: FloatArray) -> Cuts:
-    """Cuts at quantiles of the summary; at level 0, and where neighbouring levels tie, on both sides of the point."""
+    """Cuts at quantiles of the summary; where neighbouring ones tie, on both sides of the point."""
     points = on_levels(summary, levels)
     tie = points[:, 1:] == points[:, :-1]
     edge = np.zeros((len(points), 1), dtype=bool)
-    double = np.hstack([edge, tie]) | np.hstack([tie, edge]) | (levels == 0)
+    double = np.hstack([edge, tie]) | np.hstack([tie, edge])
     columns = np.flatnonzero(double.any(axis=0))
     every = np.arange(levels.size)
     return Cuts(

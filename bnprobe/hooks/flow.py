@@ -28,6 +28,10 @@ class Flow:
         self._read.extend((name, node) for node in read if node is not None)
         self._made.update({node: name for node in made if node is not None})
 
+    def forget(self) -> None:
+        """Let go of a pass that did not end."""
+        self._made, self._read = {}, []
+
     def settle(self) -> None:
         """The pass is over: follow each input back to the layers that made it."""
         if self._settled or not self._read:
@@ -38,7 +42,7 @@ class Flow:
                 if reader not in readers and reader != maker:
                     readers.append(reader)
         self._settled = True
-        self._made, self._read = {}, []
+        self.forget()
 
     def _makers(self, start: Any) -> list[str]:
         found, seen, waiting = [], {start}, [start]

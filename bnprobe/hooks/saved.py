@@ -27,6 +27,7 @@ class GroupMoments(NamedTuple):
         mean, variance: ``[G]``; G is C where ``by_channel``.
         by_channel: whether group g is channel g.
         source: ``saved`` or ``computed``.
+        eps: what was added to the variance before it was saved: its rounding scales with their sum.
     """
 
     size: int
@@ -34,6 +35,7 @@ class GroupMoments(NamedTuple):
     variance: Tensor
     by_channel: bool
     source: str
+    eps: float = 0.0
 
 
 def merge_moments(a: GroupMoments, b: GroupMoments) -> GroupMoments:
@@ -44,13 +46,14 @@ def merge_moments(a: GroupMoments, b: GroupMoments) -> GroupMoments:
     share, apart = b.size / size, b.mean - a.mean
     mean = a.mean + share * apart
     variance = (1 - share) * a.variance + share * b.variance + share * (1 - share) * apart.square()
-    return GroupMoments(size, mean, variance, a.by_channel, a.source if a.source == b.source else "computed")
+    source = a.source if a.source == b.source else "computed"
+    return GroupMoments(size, mean, variance, a.by_channel, source, max(a.eps, b.eps))
 
 
 def _as_one(moments: GroupMoments) -> GroupMoments:
     mean = moments.mean.mean(0, keepdim=True)
     variance = moments.variance.mean(0, keepdim=True) + (moments.mean - mean).square().mean(0, keepdim=True)
-    return GroupMoments(moments.size * moments.mean.numel(), mean, variance, False, moments.source)
+    return GroupMoments(moments.size * moments.mean.numel(), mean, variance, False, moments.source, moments.eps)
 
 
 def saved_moments(site: Site, inputs: Tensor, output: Tensor) -> GroupMoments | None:
@@ -65,14 +68,15 @@ def saved_moments(site: Site, inputs: Tensor, output: Tensor) -> GroupMoments | 
     name = node.name()
     if name not in (_BATCH_NODES if site.family == "batch_norm" else _SAMPLE_NODES):
         return None
-    if not _normalizes(node, inputs):
+    eps = _eps(node, site.module)
+    if eps is None or _unpacks_by_hook(node) or not _normalizes(node, inputs):
         return None
     mean, invstd = (getattr(node, f"_saved_result{k}").detach().reshape(-1) for k in (1, 2))
     if mean.numel() == 0 or inputs.numel() % mean.numel():
         return None  # batch norm in eval mode saves nothing
-    variance = (invstd.square().reciprocal() - _eps(node, site.module)).clamp_min_(0)
+    variance = (invstd.square().reciprocal() - eps).clamp_min_(0)
     by_channel = site.family == "batch_norm"
-    return GroupMoments(inputs.numel() // mean.numel(), mean, variance, by_channel, "saved")
+    return GroupMoments(inputs.numel() // mean.numel(), mean, variance, by_channel, "saved", eps)
 
 
 def output_moments(site: Site, inputs: GroupMoments) -> GroupMoments | None:
@@ -82,16 +86,21 @@ def output_moments(site: Site, inputs: GroupMoments) -> GroupMoments | None:
     layer = site.module
     assert isinstance(layer, _BatchNorm)
     variance = inputs.variance / (inputs.variance + layer.eps)
+    if hasattr(layer, "parametrizations"):  # reading a parametrised weight runs somebody's code
+        return None
     gamma, beta = layer.weight, layer.bias
     if gamma is not None:
         variance = variance * gamma.detach().square()
     mean = beta.detach().clone() if beta is not None else torch.zeros_like(variance)
-    return GroupMoments(inputs.size, mean, variance, True, inputs.source)
+    return GroupMoments(inputs.size, mean, variance, True, inputs.source, 0.0 if gamma is None else inputs.eps)
 
 
-def batch_moments(inputs: Tensor) -> GroupMoments | None:
-    """Moments of a batch norm's input by a pass over ``[N, C, ...]``, where autograd saved none."""
-    if inputs.dim() < 2 or inputs.numel() == 0:
+def batch_moments(site: Site, inputs: Tensor) -> GroupMoments | None:
+    """Moments of a batch norm's input by a pass over ``[N, C, ...]``, where autograd saved none.
+
+    Only of PyTorch's own batch norm: over which axes and values somebody else's normalizes is not known.
+    """
+    if not isinstance(site.module, _BatchNorm) or inputs.dim() < 2 or inputs.numel() == 0:
         return None
     values = inputs.detach()
     values = values if values.dtype == torch.float64 else values.float()
@@ -99,11 +108,20 @@ def batch_moments(inputs: Tensor) -> GroupMoments | None:
     return GroupMoments(values.numel() // values.shape[1], mean, variance, True, "computed")
 
 
-def _eps(node: torch.autograd.graph.Node, module: nn.Module) -> float:
+def _unpacks_by_hook(node: torch.autograd.graph.Node) -> bool:
+    """Whether reading the node's tensors runs hooks: a checkpoint's (it would run the layers again) or a user's."""
+    return any(
+        getattr(getattr(node, f"_raw_saved_{name}", None), "unpack_hook", True) is not None
+        for name in ("input", "result1", "result2")
+    )
+
+
+def _eps(node: torch.autograd.graph.Node, module: nn.Module) -> float | None:
     for attribute in ("_saved_eps", "_saved_epsilon"):  # native and cuDNN spelling; layer norm keeps none
         if hasattr(node, attribute):
             return float(getattr(node, attribute))
-    return float(module.eps)  # type: ignore[arg-type]
+    eps = getattr(module, "eps", None)
+    return float(eps) if isinstance(eps, float | int) else None
 
 
 def _normalizes(node: torch.autograd.graph.Node, inputs: Tensor) -> bool:

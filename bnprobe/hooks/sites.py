@@ -50,7 +50,7 @@ _NORM_NAMES = (
 _NOT_POINTWISE = (nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, nn.GLU)
 _NONLINEARITY = re.compile(r"relu|elu|gelu|silu|swish|mish|sigmoid|tanh|softplus|softsign|shrink|activation", re.I)
 _CHANNELS_FIRST = {"batch_norm", "group_norm", "instance_norm"}
-_CHANNELS_LAST = {"linear", "rms_norm", "layer_norm"}
+_CHANNELS_LAST = {"linear"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +73,11 @@ class Site:
         return self.family.endswith("_norm")
 
     @property
+    def knows_its_channels(self) -> bool:
+        """Whether the layer itself fixes which axis counts channels; a nonlinearity works on any."""
+        return self.family not in ("nonlinearity", "other")
+
+    @property
     def channels(self) -> int | None:
         """Number of channels at the output, where the layer declares one."""
         for attribute in (
@@ -87,7 +92,7 @@ class Site:
             if isinstance(value, int):
                 return value
         shape = getattr(self.module, "normalized_shape", None)
-        return int(shape[-1]) if isinstance(shape, Sequence) and len(shape) else None
+        return int(shape[0]) if isinstance(shape, Sequence) and len(shape) == 1 else None
 
     def channel_axis(self, tensor: Tensor) -> int | None:
         """Axis of ``tensor`` (an input or output of this layer) that counts channels; None where there is none.
@@ -97,15 +102,23 @@ class Site:
         """
         if tensor.dim() < 2:
             return None
-        if self.family == "layer_norm" and tensor.dim() == 4 and tensor.shape[-1] != self.channels == tensor.shape[1]:
-            return 1  # the channels-first LayerNorm2d of vision models
-        if self.family in _CHANNELS_FIRST:
-            return 1
+        if self.is_norm:
+            return self._declared_axis(tensor)
         if isinstance(self.module, _ConvNd):
             return tensor.dim() - 1 - len(self.module.kernel_size)
         if self.family in _CHANNELS_LAST or tensor.dim() <= 3:
             return tensor.dim() - 1
         return 1
+
+    def _declared_axis(self, tensor: Tensor) -> int | None:
+        """The axis that has as many entries as the norm layer says; its family's own where several have."""
+        if self.family == "layer_norm" and self.channels is None:
+            return None  # over several axes
+        first, last = 1, tensor.dim() - 1
+        for axis in (first, last) if self.family in _CHANNELS_FIRST else (last, first):
+            if self.channels is None or tensor.shape[axis] == self.channels:
+                return axis
+        return None
 
     def describe(self, feeds: Sequence[str] = (), observed: bool = False, why: str = "") -> Layer:
         """The inventory's line, read from the module as it is now (lazy layers change when they first run)."""

@@ -11,11 +11,13 @@ random stream and never waits for the device.
 import dataclasses
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from bnprobe.hooks.flow import Flow
@@ -51,6 +53,9 @@ class Listener(Protocol):
     def graded(self, call: Call, place: str, gradient: Tensor) -> None:
         """The gradient at an output of a layer has arrived."""
 
+    def failed(self, site: Site, error: Exception) -> None:
+        """Reading a layer failed; nothing of it may reach the training."""
+
 
 @dataclasses.dataclass(slots=True)
 class Seen:
@@ -82,6 +87,8 @@ class Taps:
         self._inside, self._training, self._compiled = False, root.training, False
         self._calls: dict[Site, int] = {}
         self._again: dict[Site, int] = {}
+        self._backward = -1
+        self._versions: dict[Site, list[int]] = {}
         self._before_change: dict[Site, tuple[Any, list[Any]]] = {}
         self._known = _Identities()
         self._leaves: list[RemovableHandle] = []
@@ -99,6 +106,8 @@ class Taps:
             handle.remove()
         self._handles, self._leaves = [], []
         self._known.forget()
+        self._before_change.clear()
+        self.flow.forget()
 
     @property
     def compiled(self) -> bool:
@@ -125,9 +134,18 @@ class Taps:
             self._compiled = True
         if module is self._root and not _recomputing():
             self._begin()
-        # Only a layer that works in place has to be caught before it runs; all others are read when they have.
-        if getattr(module, "inplace", False) is True and id(module) in self._sites and self._awake():
-            site = self._sites[id(module)]
+        site = self._sites.get(id(module))
+        if site is not None and self._awake() and not _recomputing():
+            try:
+                with _undisturbed():
+                    self._prepare(site, args)
+            except Exception as error:
+                self._listener.failed(site, error)
+
+    def _prepare(self, site: Site, args: tuple[Any, ...]) -> None:
+        """Before a layer runs: one that says that it works in place is read now, of others a write will show."""
+        self._versions[site] = _versions(args)
+        if getattr(site.module, "inplace", False) is True:
             inputs = self._show("input", enumerate(args))
             nodes = [one.tensor.grad_fn for one in inputs]
             self._before_change[site] = (self._listener.about_to_change(self._call(site, 0), inputs), nodes)
@@ -139,6 +157,7 @@ class Taps:
         self._inside, self._training = True, self._root.training
         self._calls.clear()
         self._known.forget()
+        self.flow.forget()
         self._listener.forward_begins(self._training)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -146,7 +165,11 @@ class Taps:
             return
         site = self._sites.get(id(module))
         if site is not None and self._awake():
-            self._tell(site, args, kwargs, output)
+            try:
+                with _undisturbed():
+                    self._tell(site, args, kwargs, output)
+            except Exception as error:  # somebody's training is worth more than a measurement
+                self._listener.failed(site, error)
         if module is self._root and not _recomputing():
             self._inside = False
             self.flow.settle()
@@ -157,7 +180,9 @@ class Taps:
         outputs = self._show("output", (("", output),))
         if not recomputing:  # under activation checkpointing the first pass has been told already
             read_before, nodes = self._before_change.pop(site, (None, None))
-            inputs = None
+            inputs, versions = None, self._versions.pop(site, None)
+            if nodes is None and versions != _versions(args):
+                nodes = []  # the layer wrote into its input, and what was there is gone
             if nodes is None:
                 inputs = self._show("input", (*enumerate(args), *kwargs.items()))
                 nodes = [one.tensor.grad_fn for one in inputs]
@@ -172,6 +197,9 @@ class Taps:
     def _count(self, site: Site, recomputing: bool) -> int:
         if not (self._inside or recomputing):
             return 0  # called past the root: no forward to count within
+        if recomputing and self._backward != (backward := torch._C._current_graph_task_id()):
+            self._backward = backward
+            self._again.clear()
         counts = self._again if recomputing else self._calls
         counts[site] = counts.get(site, -1) + 1
         return counts[site]
@@ -194,20 +222,34 @@ class Taps:
         listener = self._listener
 
         def read(gradient: Tensor) -> None:
-            if listener.listening():
-                listener.graded(call, place, gradient)
+            if not listener.listening():
+                return
+            try:
+                with _undisturbed():
+                    listener.graded(call, place, gradient)
+            except Exception as error:
+                listener.failed(call.site, error)
 
         return read
 
 
 class OptimizerTaps:
-    """Hooks before and after an optimizer's ``step()``, until :meth:`remove`."""
+    """Hooks before and after an optimizer's ``step()``, until :meth:`remove`.
+
+    Where ``step`` is given a closure, the gradients are made inside it: then ``before`` is called after the step.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, before: Callable[[], None], after: Callable[[], None]) -> None:
-        self._handles = [
-            optimizer.register_step_pre_hook(lambda *_: before()),
-            optimizer.register_step_post_hook(lambda *_: after()),
-        ]
+        def pre(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not _has_closure(args, kwargs):
+                before()
+
+        def post(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if _has_closure(args, kwargs):
+                before()
+            after()
+
+        self._handles = [optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post)]
 
     def remove(self) -> None:
         """Take the hooks off; doing it twice does no harm."""
@@ -236,13 +278,16 @@ class _Identities:
         self._kept.clear()
 
 
-def tensors_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Tensors in tuples, lists, mappings and dataclasses, each with its path (``1.0``, ``hidden``)."""
+def tensors_in(value: Any, path: str = "", depth: int = 8) -> Iterator[tuple[str, Tensor]]:
+    """Tensors in tuples, lists, mappings and dataclasses, each with its path (``1.0``, ``hidden``).
+
+    Structures are followed ``depth`` levels down: one may contain itself.
+    """
     if isinstance(value, Tensor):
         yield path, value
         return
-    for key, inner in _items(value):
-        yield from tensors_in(inner, f"{path}.{key}" if path else str(key))
+    for key, inner in _items(value) if depth else ():
+        yield from tensors_in(inner, f"{path}.{key}" if path else str(key), depth - 1)
 
 
 def why_unreadable(tensor: Tensor) -> str:
@@ -270,8 +315,22 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(value, tuple | list):
         return enumerate(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return [(field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)]
     return ()
+
+
+def _versions(args: tuple[Any, ...]) -> list[int]:
+    """How often each tensor argument has been written into; inference tensors do not count."""
+    return [one._version for one in args if isinstance(one, Tensor) and not one.is_inference()]
+
+
+def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return kwargs.get("closure") is not None or (len(args) > 1 and callable(args[1]))
+
+
+def _undisturbed() -> AbstractContextManager[Any]:
+    """Keeps what we do out of sight of a user's dispatch modes (selective checkpointing, operation counters)."""
+    return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext()
 
 
 def _recomputing() -> bool:

@@ -22,7 +22,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 from matplotlib.figure import Figure as Drawing
 
-import bnprobe
+from bnprobe import __version__
 from bnprobe.errors import ArgumentError
 from bnprobe.plots import style
 from bnprobe.report.svg import embed
@@ -161,7 +161,7 @@ class Page:
             style=Markup(_asset("page.css")),  # our own files: nothing from a run gets into them
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            version=bnprobe.__version__,
+            version=__version__,
         )
 
     def write(self, path: str | os.PathLike[str]) -> Path:

@@ -58,7 +58,7 @@ class RunningGap(Statistic):
         running_mean, running_var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
         if batch is None or not batch.by_channel or running_mean is None or running_var is None:
             return state
-        if running_mean.shape != batch.mean.shape:
+        if running_mean.shape != batch.mean.shape or batch.size < 2:  # one value has no variance
             return state
         eps = float(getattr(module, "eps", 0.0))
         biased = running_var * ((batch.size - 1) / batch.size) + eps

@@ -18,14 +18,17 @@ from bnprobe.statistics.base import Observation, Statistic
 __all__ = ["Saturation"]
 
 _BOUNDED = (nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Hardsigmoid, nn.Softsign)
-_RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.Threshold)
+_RECTIFIERS = (nn.ReLU, nn.ReLU6)
+# 95 %: of a unit that is active in a twentieth of its positions, 59 looks see something.
+_LOOKS = 59
 
 
 class SaturationState(NamedTuple):
-    """Counts by channel, ``[C]`` each: values seen, values of interest, size of the population."""
+    """Finite values seen and hits among them by channel ``[C]``; values looked at, and all there are."""
 
     seen: Tensor
     hits: Tensor
+    looked: int
     total: int
     dead: bool
 
@@ -36,8 +39,9 @@ class Saturation(Statistic):
 
     ``saturated`` (place ``input`` of sigmoid, tanh, hardtanh, hardsigmoid, softsign): the share of values where the
     slope is below ``flat`` times the largest slope; per channel as well. ``dead`` (place ``output`` of ReLU and its
-    kin): the share of channels without a single positive value. From a sample, ``saturated.error`` is half a 95 %
-    interval, and ``dead.error`` is the share of positive values that a channel may have and still be counted as dead.
+    kin): the share of channels without a single positive value. From a sample, ``saturated.error`` is the reach of a
+    95 % interval, and ``dead.error`` the share of positive values that a channel may have and still count as dead;
+    where the sample has fewer than 59 values of some channel, ``dead`` is missing (``exact=True`` has it).
 
     Args:
         flat: 0.1 (ours): the gradient is cut to a tenth; for a sigmoid ``|x| > 3.64``.
@@ -72,19 +76,22 @@ class Saturation(Statistic):
         dead = seen.place == "output"
         if self.exact:
             values = seen.by_channel()
-            channel, channels = None, len(values)
+            channel, channels, looked = None, len(values), values.numel()
         else:
             values, channel, channels = seen.sample.values.float(), seen.sample.channel, seen.sample.channels
+            looked = values.numel()
         hit = values > 0 if dead else self._is_flat(seen.site.module, values)
         valid = values.isfinite()
-        looked, hits = (_count(mask, channel, channels) for mask in (valid, hit & valid))
-        return self.merge(state, SaturationState(looked, hits, seen.count, dead))  # type: ignore[return-value]
+        finite, hits = (_count(mask, channel, channels) for mask in (valid, hit & valid))
+        return self.merge(state, SaturationState(finite, hits, looked, seen.count, dead))  # type: ignore[return-value]
 
     def merge(self, a: SaturationState | None, b: SaturationState | None) -> SaturationState | None:
-        """Sums of counts."""
+        """Sums of counts; of the layer as one channel where the channels differ."""
         if a is None or b is None:
             return a or b
-        return SaturationState(a.seen + b.seen, a.hits + b.hits, a.total + b.total, a.dead)
+        if a.seen.shape != b.seen.shape:
+            a, b = (one._replace(seen=one.seen.sum()[None], hits=one.hits.sum()[None]) for one in (a, b))
+        return SaturationState(a.seen + b.seen, a.hits + b.hits, a.looked + b.looked, a.total + b.total, a.dead)
 
     def finish(self, states: Sequence[SaturationState]) -> Mapping[str, Measured]:
         """``saturated`` or ``dead`` of R states, NaN where a state is of the other kind."""
@@ -129,10 +136,13 @@ def _measured(states: Sequence[SaturationState], dead: bool) -> Measured | None:
         if state.dead != dead:
             continue
         seen, hits = state.seen.double().cpu().numpy(), state.hits.double().cpu().numpy()
-        exact = seen.sum() == state.total
+        exact = state.looked == state.total
         source[row] = COMPUTED if exact else SAMPLED
         value[row], error[row], channels[row] = (_dead if dead else _share)(seen, hits)
-        error[row] = 0.0 if exact else error[row]
+        if exact:
+            error[row] = 0.0
+        elif dead and seen.min() < _LOOKS:
+            value[row], channels[row] = np.nan, None
     return Measured(value, source, error, channels)
 
 
@@ -143,7 +153,8 @@ def _share(seen: NDArray[np.float64], hits: NDArray[np.float64]) -> _Result:
     n, z2 = max(seen.sum(), 1.0), 1.959964**2
     share = hits.sum() / n if seen.sum() else math.nan
     half = math.sqrt(z2) / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return share, half, _ratio(hits, seen)
+    reach = half + abs((share + z2 / (2 * n)) / (1 + z2 / n) - share)
+    return share, reach, _ratio(hits, seen)
 
 
 def _dead(seen: NDArray[np.float64], hits: NDArray[np.float64]) -> _Result:

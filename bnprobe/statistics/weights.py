@@ -64,7 +64,13 @@ def _weights(module: nn.Module) -> list[Tensor]:
     originals = getattr(module, "parametrizations", None)
     if isinstance(originals, nn.Module):
         own += list(originals.named_parameters())
-    return [p for name, p in own if "weight" in name and type(p) is nn.Parameter and p.dtype.is_floating_point]
+    return [p for name, p in own if "weight" in name and _has_norm(p)]
+
+
+def _has_norm(parameter: nn.Parameter) -> bool:
+    """Whether it holds real numbers of at least 16 bits, here: not on the meta device, not in a subclass of its own."""
+    real = parameter.dtype.is_floating_point and parameter.dtype.itemsize > 1
+    return type(parameter) is nn.Parameter and real and parameter.device.type != "meta"
 
 
 def _norms(tensors: list[Tensor]) -> Iterator[Tensor]:

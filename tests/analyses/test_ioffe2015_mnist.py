@@ -15,7 +15,7 @@ import bnprobe
 from analyses import data, ioffe2015_mnist
 from analyses._ioffe2015_results import ALL_RATES, RATES, SHARED, Arm, Results, Scale
 from analyses.analysis import Settings
-from analyses.ioffe2015_mnist import CHOICES, CLAIMS, _next_rate, _scale, judge
+from analyses.ioffe2015_mnist import _STDS, CHOICES, CLAIMS, _next_rate, _scale, judge
 from analyses.publish import publish, verdict_table
 from analyses.travel import UnitPaths, wanted_levels
 from analyses.trials import Finished, Trial
@@ -281,6 +281,21 @@ def test_every_layer_is_recorded_in_both_phases(smoke: Results) -> None:
         assert set(frame["layer"]) == set(run.layers["name"])
     drift = bnprobe.drift(run, place="input", phase="eval")
     assert set(drift["layer"]) == set(run.layers["name"])
+
+
+def test_the_whole_grid_has_every_rate_and_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gpu scale, a few steps long; without a CUDA device it says that it will take long."""
+    tiny = Scale(steps=20, compare_at=10, settle=0, every=10, seeds=1, pilots=1, grid=True, device="cuda")
+    monkeypatch.setitem(ioffe2015_mnist._SHORT, "gpu", tiny)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.warns(UserWarning, match="no CUDA device"):
+        found = ioffe2015_mnist.run(Settings(tmp_path, scale="gpu", jobs=1))
+    assert set(found.arms) >= {Arm(norm, rate, std) for norm in (False, True) for rate in RATES for std in _STDS}
+    tables = ioffe2015_mnist.tables(found)
+    for table, std in zip(tables[1:4], _STDS, strict=True):
+        assert f"standard deviation {std:g};" in table.caption
+    assert all(len(one) == 1 for one in found.arms.values())
+    assert {verdict.outcome for verdict in judge(found)} == {"undecided"}
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,11 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
-from scipy.stats import norm, poisson
+from scipy.stats import chi2, norm, poisson
 
 from bnprobe.distances import JensenShannon, Summary
 from bnprobe.errors import ArgumentError
+from bnprobe.records import DEFAULT_LEVELS
 
 distance = JensenShannon()
 RANKS = (np.arange(200_000) + 0.5) / 200_000
@@ -78,17 +79,47 @@ def test_disjoint_is_the_largest_distance() -> None:
     assert distance(Summary.of([1.0]), Summary.of([1.0 + 1e-9])) == pytest.approx(np.sqrt(np.log(2)), rel=1e-15)
 
 
+@pytest.mark.parametrize("bins", [4, 7, 10])
+def test_what_binning_loses_is_within_resolution(bins: int) -> None:
+    p, q, exact = gaussians(0, 3)
+    coarse = JensenShannon(bins=bins)
+    assert exact - coarse.resolution(p, q) <= coarse(p, q) <= exact
+
+
+def test_a_tiny_difference_is_not_lost_in_rounding() -> None:
+    # Two bins' shares of 1/4 differ by d/4 each: the sum of (p - q)^2 / (8 m) is d^2 / 16.
+    levels, d = np.linspace(0, 1, 5), 1e-8
+    p, q = Summary(levels, [0, 1, 2, 3, 4]), Summary(levels, [0, 1 + d, 2, 3, 4])
+    assert JensenShannon(bins=4)(p, q) == pytest.approx(d / 4, rel=1e-6)
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.1, 1.0])
-def test_samples_are_within_resolution_19_times_out_of_20(shift: float) -> None:
+@pytest.mark.parametrize(
+    ("distance", "levels"),
+    [
+        (JensenShannon(), DEFAULT_LEVELS),
+        (JensenShannon(), np.linspace(0, 1, 1001)),
+        (JensenShannon(bins=100), np.linspace(0, 1, 1001)),
+    ],
+    ids=["default", "fine", "many bins"],
+)
+def test_samples_are_within_resolution_19_times_out_of_20(distance: JensenShannon, shift: float, levels: Any) -> None:
     n, trials = 2048, 200
     values = np.random.default_rng(0).normal(size=(2, trials, n))
     sampled = [
         Summary(each.levels, each.quantiles, rank_error=np.sqrt(np.log(40) / (2 * n)))
-        for each in (Summary.of(values[0]), Summary.of(values[1] + shift))
+        for each in (Summary.of(values[0], levels), Summary.of(values[1] + shift, levels))
     ]
     exact = gaussians(shift, 1)[2]
     inside = np.abs(distance(*sampled) - exact) <= distance.resolution(*sampled)
     assert inside.mean() >= 0.95
+
+
+def test_equal_samples_may_come_from_different_densities() -> None:
+    levels = np.arange(11) / 10
+    sample = Summary(levels, levels, rank_error=np.sqrt(np.log(40) / (2 * 500)))
+    assert distance(sample, sample) == 0
+    assert distance.resolution(sample, sample) == pytest.approx(np.sqrt(chi2.ppf(0.95, 9) / 8 * 2 / 500))
 
 
 def test_all_seen_still_counts_as_draws_from_a_density() -> None:
@@ -97,7 +128,7 @@ def test_all_seen_still_counts_as_draws_from_a_density() -> None:
     assert distance(many, many) == 0
 
 
-@pytest.mark.parametrize("bins", [1, 2.0, None])
+@pytest.mark.parametrize("bins", [3, 10.0, None])
 def test_bins_must_be_a_count(bins: Any) -> None:
-    with pytest.raises(ArgumentError, match=re.escape(f"bins must be an int of at least 2; got {bins!r}")):
+    with pytest.raises(ArgumentError, match=re.escape(f"bins must be an int of at least 4; got {bins!r}")):
         JensenShannon(bins=bins)

@@ -39,7 +39,8 @@ def test_refine_has_the_limits_at_every_knot(p: np.ndarray, q: np.ndarray) -> No
 def test_on_levels_is_a_straight_line_and_keeps_ties() -> None:
     summary = Summary(LEVELS, np.array([[0.0, 0.1, 0.1, 0.7, 1.1]]))
     np.testing.assert_allclose(on_levels(summary, np.array([0.0, 0.125, 1.0])), [[0.0, 0.05, 1.1]])
-    assert (on_levels(summary, np.array([0.25, 0.3, 0.37, 0.5])) == 0.1).all()
+    tied = Summary(np.array([0.0, 0.1, 0.4, 1.0]), np.array([[0.0, 0.3, 0.3, 1.0]]))
+    assert (on_levels(tied, np.linspace(0.1, 0.4, 1000)) == 0.3).all()
     assert on_levels(summary, LEVELS) is summary.quantiles
 
 

@@ -46,13 +46,31 @@ def test_within_resolution_of_the_formula(shape: str) -> None:
     assert abs(distance(p, q) - naive(x, y)) <= distance.resolution(p, q)
 
 
-def test_samples_of_one_distribution_are_below_their_resolution() -> None:
-    n, trials = 2048, 200
+@pytest.mark.parametrize(("shift", "deviation"), [(0.0, 1.0), (0.1, 1.0), (0.0, 3.0), (-1.0, 1.0)])
+@pytest.mark.parametrize("sampled", ["reference", "other", "both"])
+def test_samples_are_within_resolution_19_times_out_of_20(shift: float, deviation: float, sampled: str) -> None:
+    n, trials, fine = 1024, 200, np.linspace(0, 1, 501)  # so fine that only sampling counts
+    values = np.random.default_rng(0).normal(size=(2, trials, n))
+    whole = Summary.of(norm.ppf((np.arange(100_000) + 0.5) / 100_000), fine)
     p, q = (
-        Summary(each.levels, each.quantiles, rank_error=np.sqrt(np.log(40) / (2 * n)))
-        for each in map(Summary.of, np.random.default_rng(0).normal(size=(2, trials, n)))
+        Summary(fine, np.quantile(each, fine, axis=1).T, rank_error=np.sqrt(np.log(40) / (2 * n))) for each in values
     )
-    assert (distance(p, q) <= distance.resolution(p, q)).mean() >= 0.95
+    if sampled != "both":
+        p, q = (p, whole) if sampled == "reference" else (whole, q)
+    q = Summary(fine, q.quantiles * deviation + shift, rank_error=q.rank_error)
+    edges = norm.cdf(norm.ppf(np.arange(11) / 10), shift, deviation)
+    exact = ((0.1 - np.diff(edges)) * np.log(0.1 / np.diff(edges))).sum()
+    assert (np.abs(distance(p, q) - exact) <= distance.resolution(p, q)).mean() >= 0.95
+
+
+def test_samples_of_one_distribution_are_below_the_resolution_of_many_bins() -> None:
+    n, many = 2048, PopulationStability(bins=60)
+    fine = np.linspace(0, 1, 601)
+    p, q = (
+        Summary(fine, np.quantile(each, fine, axis=1).T, rank_error=np.sqrt(np.log(40) / (2 * n)))
+        for each in np.random.default_rng(0).normal(size=(2, 200, n))
+    )
+    assert (many(p, q) <= many.resolution(p, q)).mean() >= 0.95
 
 
 def test_values_on_the_other_side_of_an_atom_are_seen() -> None:

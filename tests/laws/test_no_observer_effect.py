@@ -1,5 +1,6 @@
 """A run with a probe is bitwise the run without it: weights, buffers, gradients, optimizer state, RNG states."""
 
+import functools
 import random
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import bnprobe
 from bnprobe import statistics as s
@@ -59,6 +61,62 @@ def test_fifty_steps_with_the_default_statistics(name, optimizer):
     make, shape = CASES[name]
     data = batches(shape, 50)
     assert_bitwise(run(make, data, optimizer, 50), run(make, data, optimizer, 50, every=1))
+
+
+class Checkpointed(nn.Module):
+    """Norm layers under activation checkpointing: reading their saved tensors would run the block again."""
+
+    def __init__(self, reentrant, policy=False):
+        super().__init__()
+        self.reentrant, self.policy = reentrant, policy
+        self.stem = nn.Linear(6, 6)
+        self.body = nn.Sequential(
+            nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU(inplace=True), nn.LayerNorm(6), nn.Linear(6, 3)
+        )
+
+    def forward(self, x):
+        if not self.policy:
+            return checkpoint(self.body, self.stem(x), use_reentrant=self.reentrant)
+        keep = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.mul.Tensor]
+        contexts = functools.partial(create_selective_checkpoint_contexts, keep)
+        return checkpoint(self.body, self.stem(x), use_reentrant=False, context_fn=contexts)
+
+
+class Noisy(nn.Module):
+    """A parametrisation that draws from the global stream and counts how often it is asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("asked", torch.zeros(1))
+
+    def forward(self, weight):
+        self.asked += 1
+        return weight + 1e-3 * torch.randn_like(weight)
+
+
+def parametrised():
+    norm = nn.BatchNorm1d(6)
+    nn.utils.parametrize.register_parametrization(norm, "weight", Noisy())
+    return nn.Sequential(nn.Linear(6, 6), norm, nn.Linear(6, 3))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Checkpointed(reentrant=False),
+        lambda: Checkpointed(reentrant=True),
+        lambda: Checkpointed(reentrant=False, policy=True),
+        parametrised,
+    ],
+    ids=["checkpoint", "reentrant checkpoint", "selective checkpoint", "parametrised norm"],
+)
+def test_reading_runs_no_code_of_the_users(make):
+    data = batches((16, 6), 6)
+
+    def sgd(parameters):
+        return torch.optim.SGD(parameters, 0.1)
+
+    assert_bitwise(run(make, data, sgd, 6), run(make, data, sgd, 6, every=1))
 
 
 @st.composite

@@ -36,7 +36,7 @@ def observe(layer, place, tensor, sampler=None, moments=None, axis=1):
     """What a probe would hand to a statistic."""
     site = site_of(layer)
     if moments is None and site.family == "batch_norm" and tensor.numel():
-        moments = batch_moments(tensor)
+        moments = batch_moments(site, tensor)
     return S.Observation(site, place, tensor, axis if tensor.dim() > 1 else None, sampler or Sampler(), moments)
 
 
