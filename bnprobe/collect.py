@@ -213,5 +213,6 @@ def _to_host(values: Sequence[Tensor | float]) -> np.ndarray[Any, np.dtype[np.fl
         else:
             result[i] = value
     for rows in by_device.values():
-        result[rows] = torch.stack([torch.as_tensor(values[i]) for i in rows]).cpu().double().numpy()
+        some = [value for i in rows if isinstance(value := values[i], Tensor)]
+        result[rows] = torch.stack(some).detach().cpu().double().numpy()
     return result

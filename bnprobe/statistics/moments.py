@@ -255,11 +255,11 @@ def sample_moments(matrix: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]
 
 def _sd(polynomial: Sequence[float | Tensor], z: Sequence[Tensor]) -> Tensor:
     """Standard deviation of a polynomial in z whose mean is zero, from the moments of z."""
-    square: Tensor | float = 0.0
+    square = torch.zeros_like(z[0])
     for i, a in enumerate(polynomial):
         for j, c in enumerate(polynomial):
             square = square + a * c * z[i + j]
-    return torch.as_tensor(square).clamp_min(0).sqrt()
+    return square.clamp_min(0).sqrt()
 
 
 def _share_error(share: Tensor, n: Tensor) -> Tensor:
