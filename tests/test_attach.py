@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import gc
+import importlib
 import math
 import os
 import signal
@@ -557,7 +558,7 @@ def test_a_statistic_that_cannot_finish_is_told_and_the_others_are_kept():
 
 
 def test_a_full_disk_does_not_stop_the_training(monkeypatch):
-    monkeypatch.setattr(sys.modules["bnprobe.attach"], "_FLUSH_SECONDS", 1e9)  # flushes by steps alone
+    monkeypatch.setattr(importlib.import_module("bnprobe.attach"), "_FLUSH_SECONDS", 1e9)  # flushes by steps alone
     model = mlp()
     optimizer = sgd(model)
     probe = bnprobe.attach(model, s.Moments(), optimizer=optimizer)

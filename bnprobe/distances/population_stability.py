@@ -18,7 +18,7 @@ class PopulationStability(Distance):
 
     .. math:: PSI(p, q) = \sum_b (p_b - q_b) \ln(p_b / q_b)
 
-    Below 0.1 is usually read as no shift and above 0.25 as a large one (Siddiqi 2006, chapter 9). Bins are cut at
+    Below 0.1 is usually read as no shift and above 0.25 as a large one (Siddiqi 2006). Bins are cut at
     quantiles of the reference ``p`` and hold their upper end, as is usual; where quantiles of the reference tie, the
     atom there (a ReLU's zeros, a constant layer) has a bin of its own, without which values moving to its other
     side would go unseen. The order of the arguments matters.
@@ -30,8 +30,8 @@ class PopulationStability(Distance):
 
     Args:
         bins: number of bins of equal share in the reference. 10 by the same convention.
-        floor: shares below it are raised to it, as an empty bin would make the index infinite. 1e-4 is what
-            monitoring tools use; 0 leaves it infinite.
+        floor: shares below it are raised to it, as an empty bin would make the index infinite. Ours: 1e-4, one
+            value in ten thousand; 0 leaves it infinite.
 
     Raises:
         ArgumentError: ``bins`` is below 2 or ``floor`` is not in [0, 1/bins).

@@ -27,8 +27,8 @@ class Wasserstein(Distance):
     - a bound for the rank of a single value, 1/count, as quantiles are interpolated between neighbouring values:
       the range over the count;
     - where values were sampled, an estimate: 1.96 standard errors of the distribution function at each point,
-      integrated, ``1.96 / sqrt(n) * integral of sqrt(F (1 - F))`` (1.96 times the bound on the expected distance that
-      Bobkov & Ledoux 2019, theorem 3.2, give). What lies beyond a sample's extremes is not seen.
+      integrated, ``1.96 / sqrt(n) * integral of sqrt(F (1 - F))`` (1.96 times the bound on the expected distance of
+      Bobkov & Ledoux 2019, section 3). What lies beyond a sample's extremes is not seen.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"quantiles"})

@@ -40,7 +40,7 @@ WITH_CUTS = st.sampled_from([CUTS, np.union1d(CUTS, [0.001, 0.02, 0.45, 0.999])]
 EIGHTHS = st.integers(-40, 40).map(lambda k: k / 8)
 ROUNDING = 1e-7  # square roots of rounding errors of a few 1e-16
 
-laws = settings(max_examples=60, deadline=None)
+laws = settings(max_examples=40, deadline=None)
 every_distance = pytest.mark.parametrize("distance", MEMBERS, ids=repr)
 every_symmetric = pytest.mark.parametrize("distance", [each for each in MEMBERS if each.symmetric], ids=repr)
 every_metric = pytest.mark.parametrize("distance", [each for each in MEMBERS if each.metric], ids=repr)
