@@ -20,10 +20,10 @@ class JensenShannon(Distance):
     .. math:: J(p, q) = \sqrt{\tfrac12 KL(p \| m) + \tfrac12 KL(q \| m)}, \quad m = \tfrac12 (p + q)
 
     Computed over bins that end at quantiles of both sides, with bins of their own for large atoms (a ReLU's zeros, a
-    constant). Binning can only lower it (the data processing inequality), so it tends to be too low by a few per cent; bins as narrow as
-    the grid's cells would count their noise as difference. Distributions that share no point are at the largest
-    distance however near they lie: two different constants are. Between densities the distance is a metric (Endres &
-    Schindelin 2003); as the bins belong to a pair, the triangle inequality is not promised here.
+    constant). Binning can only lower it (the data processing inequality), so it tends to be too low by a few per
+    cent; bins as narrow as the grid's cells would count their noise as difference. Distributions that share no point
+    are at the largest distance however near they lie: two different constants are. Between densities the distance is
+    a metric (Endres & Schindelin 2003); as the bins belong to a pair, the triangle inequality is not promised here.
 
     *Resolution.* An estimate, no bound: finitely many quantiles cannot bound a distance between densities. It is what
     the distance changes when its square changes
