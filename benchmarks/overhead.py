@@ -2,7 +2,6 @@
 
 import itertools
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -57,22 +56,15 @@ def _arm(subject: Subject, kind: str) -> Iterator[float]:
     model, batch = subject.model(), subject.batch()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     steps = max(1, round(_BLOCK_SECONDS / _once(model, optimizer, batch)))
+    steps = steps if kind in ("plain", "probe") else max(1, steps // 20)  # the slow ones need no long blocks
     while True:
-        with _listening(kind, model, optimizer):
+        with _listening(kind, model, optimizer) as probe:
             begin = time.perf_counter()
             for _ in range(steps):
                 train_step(model, optimizer, batch)
-            if kind in ("probe", "exact"):
-                bnprobe_flush()
+            if isinstance(probe, bnprobe.Probe):
+                probe.flush()  # what is in memory is part of the price
             yield (time.perf_counter() - begin) / steps
-
-
-_PROBES: list[bnprobe.Probe] = []
-
-
-def bnprobe_flush() -> None:
-    """What is in memory is part of the price."""
-    _PROBES[-1].flush()
 
 
 def _listening(kind: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> AbstractContextManager[Any]:
@@ -90,9 +82,7 @@ def _listening(kind: str, model: nn.Module, optimizer: torch.optim.Optimizer) ->
             s.RunningGap(),
             s.Saturation(exact=True),
         )
-    probe = bnprobe.attach(model, *chosen, optimizer=optimizer, out=tempfile.mkdtemp() + "/run")
-    _PROBES.append(probe)
-    return probe
+    return bnprobe.attach(model, *chosen, optimizer=optimizer)
 
 
 class _UsersHook:
