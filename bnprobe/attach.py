@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprobe.collect import UNMEASURABLE, Collector, Key
+from bnprobe.collect import UNMEASURABLE, Collector
 from bnprobe.errors import ArgumentError, BnprobeError
 from bnprobe.hooks.sites import LayerChoice, Site, find_sites, unwrap
 from bnprobe.hooks.taps import OptimizerTaps, Taps
@@ -213,11 +213,11 @@ class Probe:
             self._reader.warn_once(f"bnprobe could not read the weights: {error}")
 
     def _read_weights(self) -> None:
-        for name, rate in self._rates.read() if self._rates else ():
-            self._collector.add_numbers(Key(self.now, "train", name, 0, "weight"), {"learning_rate": rate})
+        if self._rates is not None:
+            self._collector.add_numbers(self.now, "learning_rate", *self._rates.read())
         if self._weights is not None:
-            for name, numbers in self._weights.read():
-                self._collector.add_numbers(Key(self.now, "train", name, 0, "weight"), numbers)
+            for name, layers, values in self._weights.read():
+                self._collector.add_numbers(self.now, name, layers, values)
 
     def _tick(self) -> None:
         self._taps.step_done()

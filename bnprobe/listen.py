@@ -1,13 +1,14 @@
 """Reading what the taps show: from tensors at places to observations in a collector."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
-from bnprobe.collect import Collector, Key
+from bnprobe.collect import Collector, Lane
 from bnprobe.hooks.saved import GroupMoments, batch_moments, output_moments, saved_moments
 from bnprobe.hooks.sites import Site
 from bnprobe.hooks.taps import Call, Seen, Taps, why_unreadable
@@ -38,7 +39,7 @@ class Reader:
 
     def __init__(self, sampler: Sampler, collector: Collector, gaps: bool, on_forward: Callable[[bool], None]) -> None:
         self._sampler, self._collector, self._gaps, self._on_forward = sampler, collector, gaps, on_forward
-        self._axes: dict[tuple[str, int, str], tuple[torch.Size, int | None]] = {}
+        self._spots: dict[tuple[Call, str], _Spot] = {}
         self._warned = False
         self.now, self.recording = 0, False
         self.observed: set[str] = set()
@@ -55,20 +56,23 @@ class Reader:
 
     def about_to_change(self, call: Call, inputs: list[Seen]) -> list[Observation]:
         """Read the inputs of an in-place layer before they are overwritten."""
-        return [seen for one in inputs if (seen := self._observe(call.site, one)) is not None]
+        return [seen for one in inputs if (seen := self._observe(self._spot(call, one.place), one)) is not None]
 
     def called(self, call: Call, inputs: list[Seen] | None, outputs: list[Seen], read_before: Any) -> None:
         """Read a layer's inputs and outputs."""
-        seen = [*(read_before or ()), *self._read(call, inputs, outputs, read_before)]
         if inputs is None and not read_before:
             self.why.setdefault(call.site.name, "input: the layer writes into it")
-        self._keep(call, seen)
+        for seen in read_before or ():
+            self._collector.add(self._spot(call, seen.place).lane, self.now, seen)
+        self._read(call, inputs or [], outputs, read_before)
 
     def graded(self, call: Call, place: str, gradient: Tensor) -> None:
         """Read the gradient at a layer's output; its channels are the output's."""
-        shape, axis = self._axes.get((call.site.name, call.index, place), (None, None))
-        seen = self._observe(call.site, Seen(place, gradient), axis=axis, known=shape == gradient.shape)
-        self._keep(call, [seen] if seen is not None else [])
+        spot = self._spot(call, place)
+        known = spot.given is not None and spot.given[0] == gradient.shape
+        seen = self._observe(spot, Seen(place, gradient), None, spot.given[1] if known and spot.given else None, known)
+        if seen is not None:
+            self._collector.add(spot.lane, self.now, seen)
 
     def failed(self, site: Site, error: Exception) -> None:
         """What cannot be measured is said in the inventory, and once aloud; training goes on."""
@@ -82,71 +86,115 @@ class Reader:
             warnings.warn(message, RuntimeWarning, stacklevel=3)
 
     def _read(
-        self, call: Call, inputs: list[Seen] | None, outputs: list[Seen], read_before: Sequence[Observation] | None
-    ) -> list[Observation]:
+        self, call: Call, inputs: list[Seen], outputs: list[Seen], read_before: Sequence[Observation] | None
+    ) -> None:
         site = call.site
-        moments = self._moments(site, inputs, outputs)
-        seen = [self._observe(site, one, moments if i == 0 else None) for i, one in self._intact(site, inputs, outputs)]
-        before = next(iter(read_before or seen), None)
+        moments = self._moments(site, inputs, outputs) if site.is_norm else None
+        before = read_before[0] if read_before else None
         made = output_moments(site, moments) if moments is not None else None
-        for i, one in enumerate(outputs):
+        for one in self._intact(site, inputs, outputs):
+            spot = self._spot(call, one.place)
+            seen = self._observe(spot, one, moments)
+            if seen is not None:
+                self._collector.add(spot.lane, self.now, seen)
+                before = before or seen
+            moments = None
+        for one in outputs:
             # A layer that treats all axes alike hands its input's channels on.
             handed = before is not None and before.shape == one.tensor.shape and not site.knows_its_channels
-            axis = before.axis if before is not None and handed else None
-            output = self._observe(site, one, made if i == 0 else None, axis=axis, known=handed)
+            spot = self._spot(call, one.place)
+            output = self._observe(spot, one, made, before.axis if before is not None and handed else None, handed)
+            made = None
             if output is not None:
-                place = one.place.replace("output", "grad_output", 1)
-                self._axes[site.name, call.index, place] = (output.shape, output.axis)
-            seen.append(output)
-        return [one for one in seen if one is not None]
+                self._spot(call, "grad_" + one.place).given = (output.shape, output.axis)
+                self._collector.add(spot.lane, self.now, output)
 
-    def _intact(self, site: Site, inputs: list[Seen] | None, outputs: list[Seen]) -> Iterator[tuple[int, Seen]]:
+    def _intact(self, site: Site, inputs: list[Seen], outputs: list[Seen]) -> list[Seen]:
         """Inputs that surely are as the layer received them."""
-        for i, one in enumerate(inputs or ()):
-            if one.memory is None and any(one.tensor is made.tensor for made in outputs):
-                self.why.setdefault(site.name, f"{one.place}: the layer hands on its input, perhaps changed")
-            else:
-                yield i, one
+        made = {id(one.tensor) for one in outputs}
+        doubtful = [one for one in inputs if id(one.tensor) in made and one.memory is None]
+        if not doubtful:
+            return inputs
+        self.why.setdefault(site.name, f"{doubtful[0].place}: the layer hands on its input, perhaps changed")
+        return [one for one in inputs if not any(one is other for other in doubtful)]
 
     def _observe(
         self,
-        site: Site,
+        spot: "_Spot",
         one: Seen,
         moments: GroupMoments | None = None,
-        *,
         axis: int | None = None,
         known: bool = False,
     ) -> Observation | None:
         """What statistics see of a tensor; ``axis`` is its channel axis where that is ``known``."""
-        why = why_unreadable(one.tensor)
-        if why:
-            self.why.setdefault(site.name, f"{one.place}: {why}")
-            return None
-        before: Observation | None = one.memory
+        tensor, before = one.tensor, one.memory
+        site = spot.site
+        if not spot.has_seen(tensor):
+            why = why_unreadable(tensor)
+            if why:
+                self.why.setdefault(site.name, f"{one.place}: {why}")
+                return None
+            spot.remember(tensor)
+            self.observed.add(site.name)
         if not known:
-            axis = site.channel_axis(one.tensor)
+            axis = spot.axis
         if before is not None and (before.axis == axis or not site.knows_its_channels):
             before.moments = before.moments or moments
-            seen = Observation(site, one.place, one.tensor, before.axis, self._sampler, before.moments, before)
+            seen = Observation(site, one.place, tensor, before.axis, self._sampler, before.moments, before)
         else:
-            seen = Observation(site, one.place, one.tensor, axis, self._sampler, moments)
-            if not one.place.startswith("grad"):
-                self.taps.remember(one.tensor, seen)
-        self._collector.prepare(seen)
-        seen.release()
+            seen = Observation(site, one.place, tensor, axis, self._sampler, moments)
+            if not spot.of_gradient:
+                self.taps.remember(tensor, seen)
+        self._collector.prepare(spot.lane, seen)
+        seen.tensor = None
         return seen
+
+    def _spot(self, call: Call, place: str) -> "_Spot":
+        spot = self._spots.get((call, place))
+        if spot is None:
+            lane = self._collector.lane("train" if call.training else "eval", call.site, call.index, place)
+            spot = self._spots[call, place] = _Spot(call.site, lane)
+        return spot
 
     def _moments(self, site: Site, inputs: list[Seen] | None, outputs: list[Seen]) -> GroupMoments | None:
         """What is known of a norm layer's input without a pass over it, or by one where the running gap needs it."""
-        if not site.is_norm or not inputs or not outputs or why_unreadable(inputs[0].tensor):
+        if not inputs or not outputs or why_unreadable(inputs[0].tensor):
             return None
         moments = saved_moments(site, inputs[0].tensor, outputs[0].tensor)
         if moments is None and self._gaps and site.family == "batch_norm":
             moments = batch_moments(site, inputs[0].tensor)
         return moments
 
-    def _keep(self, call: Call, observations: Sequence[Observation]) -> None:
-        phase = "train" if call.training else "eval"
-        for seen in observations:
-            self._collector.add(Key(self.now, phase, call.site.name, call.index, seen.place), seen)
-            self.observed.add(call.site.name)
+
+class _Spot:
+    """One place of one call of a layer: where its records go, and what the last tensor there was like.
+
+    Attributes:
+        site, lane: of the layer.
+        axis: the channel axis that the layer itself suggests for such a tensor.
+        given: of a gradient, shape and channel axis of the output that it belongs to.
+        of_gradient: whether tensors here are gradients.
+    """
+
+    __slots__ = ("_dtype", "_shape", "axis", "given", "lane", "of_gradient", "site")
+
+    def __init__(self, site: Site, lane: Lane) -> None:
+        self.site, self.lane = site, lane
+        self.axis: int | None = None
+        self.given: tuple[torch.Size, int | None] | None = None
+        self.of_gradient = lane.place.startswith("grad")
+        self._shape: torch.Size | None = None
+        self._dtype: torch.dtype | None = None
+
+    def has_seen(self, tensor: Tensor) -> bool:
+        """Whether the last tensor here was of this kind, so that this one can be read as that was."""
+        return (
+            type(tensor) is Tensor
+            and tensor.shape == self._shape
+            and tensor.dtype is self._dtype
+            and not is_functorch_wrapped_tensor(tensor)
+        )
+
+    def remember(self, tensor: Tensor) -> None:
+        """What this tensor is like."""
+        self._shape, self._dtype, self.axis = tensor.shape, tensor.dtype, self.site.channel_axis(tensor)

@@ -35,6 +35,7 @@ __all__ = [
     "PLACES",
     "SAMPLED",
     "SAVED",
+    "SOURCES",
     "Layer",
     "Measured",
     "Record",
@@ -43,7 +44,7 @@ __all__ = [
 PLACES = ("input", "output", "grad_output", "weight")
 PHASES = ("train", "eval")
 KEYS = ("step", "phase", "layer", "call", "place")
-SAVED, COMPUTED, SAMPLED = "saved", "computed", "sampled"
+SAVED, COMPUTED, SAMPLED = SOURCES = ("saved", "computed", "sampled")
 FRAME_COLUMNS = (*KEYS, "statistic", "level", "value", "error", "count", "exact", "source")
 
 # Sixtieths hold 0.15, 0.50 and 0.85 (Ioffe & Szegedy 2015, figure 1) exactly; four more levels show the tails.
@@ -84,7 +85,7 @@ class Measured:
 
     Attributes:
         value: ``[R]`` float64; NaN where the statistic does not exist for a record.
-        source: ``saved``, ``computed`` or ``sampled``; one for all, or R of them.
+        source: ``saved``, ``computed`` or ``sampled``; one for all, R of them, or ``[R]`` their places in ``SOURCES``.
         error: ``[R]`` float64 or None for "exact".
         channels: R arrays ``[C]`` (or None for a record without channels), or None for "no channels at all".
         channel_errors: as ``channels``, what those values may be off; None for a record whose channel values are exact.
@@ -92,7 +93,7 @@ class Measured:
     """
 
     value: NDArray[np.float64]
-    source: str | Sequence[str]
+    source: str | Sequence[str] | NDArray[np.int8]
     error: NDArray[np.float64] | None = None
     channels: Sequence[NDArray[np.floating[Any]] | None] | None = None
     grid: NDArray[np.floating[Any]] | None = None

@@ -642,7 +642,8 @@ def test_wide_layers_get_no_made_up_channel_values():
         model(torch.randn(256, 64))
     frame = probe.run.frame(layer="1", place="output")
     assert "dead" not in set(frame.statistic)
-    assert probe.run.channels("1", "variance", "output").isna().all(axis=None)
+    with pytest.raises(bnprobe.errors.RunError, match="no channel values of 'variance'"):
+        probe.run.channels("1", "variance", "output")
 
 
 @pytest.mark.parametrize("model", [lambda: nn.Sequential(nn.Conv1d(3, 4, 1), Double(), nn.ReLU()), mlp])

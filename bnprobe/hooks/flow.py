@@ -13,17 +13,21 @@ class Flow:
 
     Operations without a layer (``relu(x) + y``) are looked through. The first pass with a graph decides; its graph is
     let go when it ends.
+
+    Attributes:
+        edges: by layer, those that it feeds.
+        settled: whether they are known.
     """
 
     def __init__(self) -> None:
         self.edges: dict[str, list[str]] = {}
         self._made: dict[Any, str] = {}
         self._read: list[tuple[str, Any]] = []
-        self._settled = False
+        self.settled = False
 
     def saw(self, name: str, read: Sequence[Any], made: Sequence[Any]) -> None:
         """Layer ``name`` read tensors with the autograd nodes ``read`` and made some with the nodes ``made``."""
-        if self._settled:
+        if self.settled:
             return
         self._read.extend((name, node) for node in read if node is not None)
         self._made.update({node: name for node in made if node is not None})
@@ -34,14 +38,14 @@ class Flow:
 
     def settle(self) -> None:
         """The pass is over: follow each input back to the layers that made it."""
-        if self._settled or not self._read:
+        if self.settled or not self._read:
             return
         for reader, node in self._read:
             for maker in self._makers(node):
                 readers = self.edges.setdefault(maker, [])
                 if reader not in readers and reader != maker:
                     readers.append(reader)
-        self._settled = True
+        self.settled = True
         self.forget()
 
     def _makers(self, start: Any) -> list[str]:

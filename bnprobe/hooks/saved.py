@@ -5,55 +5,138 @@ every group that it normalized (``grad_fn._saved_result1`` and ``_saved_result2`
 They are believed only where the node surely belongs to this layer's own input.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnprobe.hooks.sites import Site
 
-__all__ = ["GroupMoments", "batch_moments", "merge_moments", "output_moments", "saved_moments"]
+__all__ = ["GroupMoments", "batch_moments", "merge_moments", "output_moments", "saved_moments", "solve_moments"]
 
 _BATCH_NODES = {"NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0"}
 _SAMPLE_NODES = {"NativeLayerNormBackward0", "NativeGroupNormBackward0"}
 
+# How mean and biased variance come from the raw tensors and eps; the same arithmetic in torch and numpy.
+Solve = Callable[..., tuple[Any, Any]]
 
-class GroupMoments(NamedTuple):
+
+def _as_they_are(_eps: float, mean: Any, variance: Any) -> tuple[Any, Any]:
+    return mean, variance
+
+
+def _from_invstd(eps: float, mean: Any, invstd: Any) -> tuple[Any, Any]:
+    return mean, (invstd**-2 - eps).clip(0)
+
+
+def _normalized(eps: float, invstd: Any) -> tuple[Any, Any]:
+    return 0 * invstd, (1 - eps * invstd**2).clip(0)  # v / (v + eps)
+
+
+def _normalized_affine(eps: float, invstd: Any, gamma: Any, beta: Any) -> tuple[Any, Any]:
+    return beta, gamma**2 * (1 - eps * invstd**2).clip(0)
+
+
+class GroupMoments:
     """Mean and biased variance of equally large groups of values that together are the whole tensor.
+
+    Kept as autograd saved them: what has to be computed of them is computed for many steps at once, at a flush.
 
     Attributes:
         size: values in each group.
-        mean, variance: ``[G]``; G is C where ``by_channel``.
-        by_channel: whether group g is channel g.
+        raw: tensors ``[G]`` each, of which ``solve`` makes mean and variance.
+        by_channel: whether group g is channel g (then G is C).
         source: ``saved`` or ``computed``.
         eps: what was added to the variance before it was saved: its rounding scales with their sum.
     """
 
-    size: int
-    mean: Tensor
-    variance: Tensor
-    by_channel: bool
-    source: str
-    eps: float = 0.0
+    __slots__ = ("by_channel", "eps", "raw", "size", "solve", "source")
+
+    def __init__(
+        self,
+        size: int,
+        raw: tuple[Tensor, ...],
+        by_channel: bool,
+        source: str,
+        eps: float = 0.0,
+        solve: Solve = _as_they_are,
+    ) -> None:
+        self.size, self.raw, self.by_channel, self.source, self.eps, self.solve = (
+            size,
+            raw,
+            by_channel,
+            source,
+            eps,
+            solve,
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        """``[G]``."""
+        mean: Tensor = self.solve(self.eps, *self.raw)[0]
+        return mean
+
+    @property
+    def variance(self) -> Tensor:
+        """``[G]``."""
+        variance: Tensor = self.solve(self.eps, *self.raw)[1]
+        return variance
+
+    @property
+    def nbytes(self) -> int:
+        """Size of what is kept."""
+        return sum(one.nbytes for one in self.raw)
+
+    def to_host(self) -> "GroupMoments":
+        """The same on the host."""
+        raw = tuple(one.cpu() for one in self.raw)
+        return GroupMoments(self.size, raw, self.by_channel, self.source, self.eps, self.solve)
+
+
+def solve_moments(
+    many: Sequence[GroupMoments | None],
+) -> list[tuple[list[int], NDArray[np.float64], NDArray[np.float64]]]:
+    """``(rows, mean [r, G], variance [r, G])`` on the host, those of one kind and size together in one copy."""
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for row, one in enumerate(many):
+        if one is not None:
+            first = one.raw[0]
+            kinds = tuple(part.dtype for part in one.raw)
+            alike.setdefault((one.solve, one.eps, first.shape, kinds, first.device), []).append(row)
+    result = []
+    for (solve, eps, *_), rows in alike.items():
+        parts = zip(*(one.raw for row in rows if (one := many[row]) is not None), strict=True)
+        raw = [torch.stack(part).cpu().double().numpy() for part in parts]
+        with np.errstate(all="ignore"):
+            mean, variance = solve(eps, *raw)  # type: ignore[operator]  # the first of the key
+        result.append((rows, mean, variance))
+    return result
 
 
 def merge_moments(a: GroupMoments, b: GroupMoments) -> GroupMoments:
     """Moments over both, channel by channel where both have the same channels, else of the layer as one group."""
-    if not (a.by_channel and b.by_channel and a.mean.shape == b.mean.shape):
-        a, b = _as_one(a), _as_one(b)
-    size = a.size + b.size
-    share, apart = b.size / size, b.mean - a.mean
-    mean = a.mean + share * apart
-    variance = (1 - share) * a.variance + share * b.variance + share * (1 - share) * apart.square()
+    (mean_a, variance_a), (mean_b, variance_b) = a.solve(a.eps, *a.raw), b.solve(b.eps, *b.raw)
+    size_a, size_b = a.size, b.size
+    by_channel = a.by_channel and b.by_channel and mean_a.shape == mean_b.shape
+    if not by_channel:
+        size_a, mean_a, variance_a = _as_one(size_a, mean_a, variance_a)
+        size_b, mean_b, variance_b = _as_one(size_b, mean_b, variance_b)
+    size = size_a + size_b
+    share, apart = size_b / size, mean_b - mean_a
+    mean = mean_a + share * apart
+    variance = (1 - share) * variance_a + share * variance_b + share * (1 - share) * apart.square()
     source = a.source if a.source == b.source else "computed"
-    return GroupMoments(size, mean, variance, a.by_channel, source, max(a.eps, b.eps))
+    return GroupMoments(size, (mean, variance), by_channel, source, max(a.eps, b.eps))
 
 
-def _as_one(moments: GroupMoments) -> GroupMoments:
-    mean = moments.mean.mean(0, keepdim=True)
-    variance = moments.variance.mean(0, keepdim=True) + (moments.mean - mean).square().mean(0, keepdim=True)
-    return GroupMoments(moments.size * moments.mean.numel(), mean, variance, False, moments.source, moments.eps)
+def _as_one(size: int, mean: Tensor, variance: Tensor) -> tuple[int, Tensor, Tensor]:
+    pooled = mean.mean(0, keepdim=True)
+    spread = variance.mean(0, keepdim=True) + (mean - pooled).square().mean(0, keepdim=True)
+    return size * mean.numel(), pooled, spread
 
 
 def saved_moments(site: Site, inputs: Tensor, output: Tensor) -> GroupMoments | None:
@@ -63,36 +146,38 @@ def saved_moments(site: Site, inputs: Tensor, output: Tensor) -> GroupMoments | 
     ``eps * 1e-7`` where the channel is nearly constant.
     """
     node = output.grad_fn
-    if node is None or inputs.numel() == 0:
+    if node is None:
         return None
-    name = node.name()
-    if name not in (_BATCH_NODES if site.family == "batch_norm" else _SAMPLE_NODES):
+    by_channel = site.family == "batch_norm"
+    if node.name() not in (_BATCH_NODES if by_channel else _SAMPLE_NODES) or inputs.numel() == 0:
         return None
     eps = _eps(node, site.module)
     if eps is None or _unpacks_by_hook(node) or not _normalizes(node, inputs):
         return None
-    mean, invstd = (getattr(node, f"_saved_result{k}").detach().reshape(-1) for k in (1, 2))
-    if mean.numel() == 0 or inputs.numel() % mean.numel():
+    mean, invstd = node._saved_result1, node._saved_result2  # type: ignore[attr-defined]  # a node's own attributes
+    groups = mean.numel()
+    if groups == 0 or inputs.numel() % groups:
         return None  # batch norm in eval mode saves nothing
-    variance = (invstd.square().reciprocal() - eps).clamp_min_(0)
-    by_channel = site.family == "batch_norm"
-    return GroupMoments(inputs.numel() // mean.numel(), mean, variance, by_channel, "saved", eps)
+    if mean.requires_grad or mean.dim() != 1:  # a group norm's hold on to their graph
+        mean, invstd = mean.detach().reshape(-1), invstd.detach().reshape(-1)
+    return GroupMoments(inputs.numel() // groups, (mean, invstd), by_channel, "saved", eps, _from_invstd)
 
 
 def output_moments(site: Site, inputs: GroupMoments) -> GroupMoments | None:
     """Moments of a batch norm's output: mean beta, variance ``gamma^2 v / (v + eps)``."""
-    if inputs.source != "saved" or not inputs.by_channel or type(site.module).forward is not _BatchNorm.forward:
-        return None
     layer = site.module
-    assert isinstance(layer, _BatchNorm)
-    variance = inputs.variance / (inputs.variance + layer.eps)
-    if hasattr(layer, "parametrizations"):  # reading a parametrised weight runs somebody's code
+    if inputs.solve is not _from_invstd or not inputs.by_channel or type(layer).forward is not _BatchNorm.forward:
         return None
-    gamma, beta = layer.weight, layer.bias
-    if gamma is not None:
-        variance = variance * gamma.detach().square()
-    mean = beta.detach().clone() if beta is not None else torch.zeros_like(variance)
-    return GroupMoments(inputs.size, mean, variance, True, inputs.source, 0.0 if gamma is None else inputs.eps)
+    if "parametrizations" in layer._modules:  # reading a parametrised weight runs somebody's code
+        return None
+    invstd, parameters = inputs.raw[1], layer._parameters
+    gamma, beta = parameters.get("weight"), parameters.get("bias")
+    if gamma is None:
+        return GroupMoments(inputs.size, (invstd,), True, inputs.source, inputs.eps, _normalized)
+    if beta is None:
+        return None
+    raw = (invstd, gamma.detach().clone(), beta.detach().clone())
+    return GroupMoments(inputs.size, raw, True, inputs.source, inputs.eps, _normalized_affine)
 
 
 def batch_moments(site: Site, inputs: Tensor) -> GroupMoments | None:
@@ -105,7 +190,7 @@ def batch_moments(site: Site, inputs: Tensor) -> GroupMoments | None:
     values = inputs.detach()
     values = values if values.dtype == torch.float64 else values.float()
     variance, mean = torch.var_mean(values, dim=[0, *range(2, values.dim())], correction=0)
-    return GroupMoments(values.numel() // values.shape[1], mean, variance, True, "computed")
+    return GroupMoments(values.numel() // values.shape[1], (mean, variance), True, "computed")
 
 
 def _unpacks_by_hook(node: torch.autograd.graph.Node) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -67,12 +68,12 @@ class Site:
     module: nn.Module
     family: str
 
-    @property
+    @cached_property
     def is_norm(self) -> bool:
         """Whether the layer normalizes."""
         return self.family.endswith("_norm")
 
-    @property
+    @cached_property
     def knows_its_channels(self) -> bool:
         """Whether the layer itself fixes which axis counts channels; a nonlinearity works on any."""
         return self.family not in ("nonlinearity", "other")

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
@@ -26,9 +27,12 @@ from bnprobe.hooks.sites import Site
 __all__ = ["Call", "Listener", "OptimizerTaps", "Seen", "Taps", "tensors_in", "why_unreadable"]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """One call of one layer: which layer, the how many-eth of this forward, whether the root was training."""
+    """One call of one layer: which layer, the how many-eth of this forward, whether the root was training.
+
+    The same call of every forward is the same object.
+    """
 
     site: Site
     index: int
@@ -83,8 +87,11 @@ class Taps:
 
     def __init__(self, sites: Iterable[Site], root: nn.Module, listener: Listener) -> None:
         self._sites = {id(site.module): site for site in sites}
+        self._gentle = {site for site in self._sites.values() if _never_writes(site.module)}
         self._root, self._listener = root, listener
         self._inside, self._training, self._compiled = False, root.training, False
+        self._all_calls: dict[tuple[Site, int, bool], Call] = {}
+        self._readers: dict[tuple[Call, str], Callable[[Tensor], None]] = {}
         self._calls: dict[Site, int] = {}
         self._again: dict[Site, int] = {}
         self._backward = -1
@@ -128,14 +135,19 @@ class Taps:
         self._known.keep(tensor, memory)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if torch.compiler.is_compiling():  # nothing may enter the graph that is being made
+        if is_compiling():  # nothing may enter the graph that is being made
             return
-        if module._modules.get("_orig_mod") is self._root:
-            self._compiled = True
-        if module is self._root and not _recomputing():
-            self._begin()
         site = self._sites.get(id(module))
-        if site is not None and self._awake() and not _recomputing():
+        if module is self._root:
+            if not _recomputing():
+                self._begin()
+        elif site is None:
+            if module._modules.get("_orig_mod") is self._root:
+                self._compiled = True
+            return
+        if site is None or (site in self._gentle and not module._forward_pre_hooks):
+            return
+        if self._awake() and not _recomputing():
             try:
                 with _undisturbed():
                     self._prepare(site, args)
@@ -161,7 +173,7 @@ class Taps:
         self._listener.forward_begins(self._training)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return
         site = self._sites.get(id(module))
         if site is not None and self._awake():
@@ -177,22 +189,31 @@ class Taps:
     def _tell(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         recomputing = _recomputing()
         call = self._call(site, self._count(site, recomputing))
-        outputs = self._show("output", (("", output),))
+        outputs = (
+            self._show("output", (("", output),)) if type(output) is not Tensor else self._show_one("output", output)
+        )
         if not recomputing:  # under activation checkpointing the first pass has been told already
             read_before, nodes = self._before_change.pop(site, (None, None))
             inputs, versions = None, self._versions.pop(site, None)
-            if nodes is None and versions != _versions(args):
+            if nodes is None and versions is not None and versions != _versions(args):
                 nodes = []  # the layer wrote into its input, and what was there is gone
             if nodes is None:
-                inputs = self._show("input", (*enumerate(args), *kwargs.items()))
-                nodes = [one.tensor.grad_fn for one in inputs]
-            if self._inside:
+                if len(args) == 1 and not kwargs and type(args[0]) is Tensor:
+                    inputs = self._show_one("input", args[0])
+                else:
+                    inputs = self._show("input", (*enumerate(args), *kwargs.items()))
+            if self._inside and not self.flow.settled:
+                nodes = [one.tensor.grad_fn for one in inputs] if inputs is not None else nodes or []
                 self.flow.saw(site.name, nodes, [one.tensor.grad_fn for one in outputs])
             self._listener.called(call, inputs, outputs, read_before)
         self._wait_for_gradients(call, outputs)
 
     def _call(self, site: Site, index: int) -> Call:
-        return Call(site, index, self._training if self._inside else self._root.training)
+        key = (site, index, self._training if self._inside else self._root.training)
+        call = self._all_calls.get(key)
+        if call is None:
+            call = self._all_calls[key] = Call(*key)
+        return call
 
     def _count(self, site: Site, recomputing: bool) -> int:
         if not (self._inside or recomputing):
@@ -209,12 +230,18 @@ class Taps:
         find = self._known.find
         return [Seen(f"{place}.{path}" if i else place, tensor, find(tensor)) for i, (path, tensor) in enumerate(found)]
 
+    def _show_one(self, place: str, tensor: Tensor) -> list[Seen]:
+        return [Seen(place, tensor, self._known.find(tensor))]
+
     def _wait_for_gradients(self, call: Call, outputs: list[Seen]) -> None:
         for one in outputs:
             if not one.tensor.requires_grad or not torch.is_grad_enabled():
                 continue
-            place = one.place.replace("output", "grad_output", 1)
-            handle: RemovableHandle = one.tensor.register_hook(self._gradient_reader(call, place))  # type: ignore[no-untyped-call]  # torch's own
+            key = (call, one.place)
+            read = self._readers.get(key)
+            if read is None:
+                read = self._readers[key] = self._gradient_reader(call, "grad_" + one.place)
+            handle: RemovableHandle = one.tensor.register_hook(read)  # type: ignore[no-untyped-call]  # torch's own
             if one.tensor.is_leaf:  # a parameter outlives its graph: this hook must be taken off by hand
                 self._leaves.append(handle)
 
@@ -290,8 +317,23 @@ def tensors_in(value: Any, path: str = "", depth: int = 8) -> Iterator[tuple[str
         yield from tensors_in(inner, f"{path}.{key}" if path else str(key), depth - 1)
 
 
+# What nearly all tensors are, told apart from the rest by one look.
+_READABLE = {
+    (dtype, device, torch.strided)
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    for device in ("cpu", "cuda")
+}
+
+
 def why_unreadable(tensor: Tensor) -> str:
     """Why a tensor is not measured, or an empty string where it can be."""
+    if (
+        type(tensor) is Tensor
+        and (tensor.dtype, tensor.device.type, tensor.layout) in _READABLE
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and tensor.numel()
+    ):
+        return ""
     if type(tensor) is not Tensor and type(tensor) is not nn.Parameter and type(tensor) is not nn.Buffer:
         return f"{type(tensor).__name__} is no plain tensor"
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
@@ -319,6 +361,13 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
     return ()
 
 
+def _never_writes(module: nn.Module) -> bool:
+    """Whether it is surely a layer of PyTorch's own that leaves its input as it was."""
+    kind = type(module)
+    own = kind.__module__.startswith("torch.nn.modules.") and "forward" not in module.__dict__
+    return own and getattr(module, "inplace", False) is not True
+
+
 def _versions(args: tuple[Any, ...]) -> list[int]:
     """How often each tensor argument has been written into; inference tensors do not count."""
     return [one._version for one in args if isinstance(one, Tensor) and not one.is_inference()]
@@ -328,9 +377,12 @@ def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return kwargs.get("closure") is not None or (len(args) > 1 and callable(args[1]))
 
 
+_NOTHING = nullcontext()
+
+
 def _undisturbed() -> AbstractContextManager[Any]:
     """Keeps what we do out of sight of a user's dispatch modes (selective checkpointing, operation counters)."""
-    return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext()
+    return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else _NOTHING
 
 
 def _recomputing() -> bool:

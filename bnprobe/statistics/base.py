@@ -2,10 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bnprobe.errors import BnprobeError
@@ -14,12 +14,11 @@ from bnprobe.hooks.sites import Site
 from bnprobe.records import Measured
 from bnprobe.statistics.sample import Sample, Sampler
 
-__all__ = ["Observation", "Statistic"]
+__all__ = ["Observation", "Statistic", "spread"]
 
 State = Any
 
 
-@dataclass(eq=False)
 class Observation:
     """One tensor at one place of one call of a layer, as statistics see it.
 
@@ -30,27 +29,66 @@ class Observation:
         axis: its channel axis, or None.
         moments: what autograd saved of it, where it did.
         same_as: an earlier observation of this very tensor at another place.
+        shape: of the tensor.
+        count: number of its values.
+        step: when it was seen; the collector's.
     """
 
-    site: Site
-    place: str
-    tensor: Tensor | None
-    axis: int | None
-    sampler: Sampler
-    moments: GroupMoments | None = None
-    same_as: "Observation | None" = None
+    __slots__ = (
+        "_sample",
+        "axis",
+        "moments",
+        "place",
+        "same_as",
+        "sampler",
+        "shape",
+        "site",
+        "states",
+        "step",
+        "tensor",
+    )
 
-    def __post_init__(self) -> None:
-        self.states: dict[int, State] = {}
-        self.shape = self.values.shape
-        self.count = self.shape.numel()
+    def __init__(
+        self,
+        site: Site,
+        place: str,
+        tensor: Tensor,
+        axis: int | None,
+        sampler: Sampler,
+        moments: GroupMoments | None = None,
+        same_as: "Observation | None" = None,
+    ) -> None:
+        self.site, self.place, self.axis, self.moments, self.sampler = site, place, axis, moments, sampler
+        self.tensor: Tensor | None = tensor
+        self.same_as = same_as.owner if same_as is not None else None
+        self.shape = tensor.shape
+        self.states: dict[int, State] | None = None
+        self.step = 0
+        self._sample: Sample | None = None
 
-    @cached_property
+    @property
+    def owner(self) -> "Observation":
+        """The observation at which this tensor was first seen."""
+        return self if self.same_as is None else self.same_as
+
+    @property
+    def count(self) -> int:
+        """Number of the tensor's values."""
+        return self.shape.numel()
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the sample has been drawn."""
+        return self.owner._sample is not None
+
+    @property
     def sample(self) -> Sample:
         """A random sample of the values, drawn once for all statistics; the whole of a small tensor."""
         if self.same_as is not None:
             return self.same_as.sample
-        return self.sampler.sample(self.values, self.axis)
+        if self._sample is None:
+            self._sample = self.sampler.sample(self.values, self.axis)
+        return self._sample
 
     @property
     def values(self) -> Tensor:
@@ -108,3 +146,51 @@ class Statistic(ABC):
     @abstractmethod
     def finish(self, states: Sequence[State]) -> Mapping[str, Measured]:
         """Results of R states at once, by statistic name; none of the states is ``start()``."""
+
+    def measure(self, seen: Sequence[Observation]) -> Mapping[str, Measured]:
+        """Results of R single observations at once, NaN for one of which there is none.
+
+        The same as ``finish([update(start(), one) for one in seen])``; a statistic may do it for all in one go.
+        """
+        states = [self.update(self.start(), one) for one in seen]
+        there = [state for state in states if state is not None]
+        if not there:
+            return {}
+        position = np.cumsum([state is not None for state in states]) - 1
+        which = np.where([state is not None for state in states], position, -1)
+        return {name: spread(measured, which) for name, measured in self.finish(there).items()}
+
+
+def spread(measured: Measured, which: NDArray[np.intp]) -> Measured:
+    """The results of D things for R rows: row i has those of ``which[i]``, or none where that is -1."""
+    size = len(which)
+    if size == len(measured.value) and np.array_equal(which, np.arange(size)):
+        return measured
+    missing = which < 0
+
+    def pick(values: NDArray[Any] | None) -> NDArray[Any] | None:
+        if values is None:
+            return None
+        picked = values[which]
+        if missing.any():
+            picked[missing] = np.nan
+        return picked
+
+    def pick_lists(values: Sequence[Any] | None) -> list[Any] | None:
+        return None if values is None else [None if i < 0 else values[i] for i in which.tolist()]
+
+    value = pick(measured.value)
+    assert value is not None
+    source: Any = measured.source
+    if isinstance(source, np.ndarray):
+        source = source[which]
+    elif not isinstance(source, str):
+        source = [source[i] for i in which.tolist()]
+    return Measured(
+        value,
+        source,
+        pick(measured.error),
+        pick_lists(measured.channels),
+        pick(measured.grid),
+        pick_lists(measured.channel_errors),
+    )

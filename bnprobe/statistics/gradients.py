@@ -49,3 +49,7 @@ class Gradients(Statistic):
     def finish(self, states: Sequence[MomentsState]) -> Mapping[str, Measured]:
         """All of :class:`Moments`."""
         return self._moments.finish(states)
+
+    def measure(self, seen: Sequence[Observation]) -> Mapping[str, Measured]:
+        """All of :class:`Moments`."""
+        return self._moments.measure(seen)

@@ -3,19 +3,17 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from bnprobe.hooks.saved import GroupMoments, merge_moments
+from bnprobe.hooks.saved import GroupMoments, merge_moments, solve_moments
 from bnprobe.hooks.sites import Site
-from bnprobe.records import COMPUTED, SAMPLED, Measured
+from bnprobe.records import COMPUTED, SAMPLED, SOURCES, Measured
 from bnprobe.statistics.base import Observation, Statistic
 from bnprobe.statistics.power_sums import PowerSums, merge_power_sums, power_sums
-from bnprobe.statistics.sample import Sample, merge_samples, stacked
+from bnprobe.statistics.sample import Grouping, Sample, merge_samples, stacked
 
 __all__ = ["Moments"]
 
@@ -85,7 +83,14 @@ class Moments(Statistic):
         """All nine, for R states."""
         if self.exact:
             return _finish_sums([state.sums for state in states if state.sums is not None])
-        return _finish_samples(states)
+        samples = [state.sample for state in states if state.sample is not None]
+        return _finish_samples(samples, [state.saved for state in states])
+
+    def measure(self, seen: Sequence[Observation]) -> Mapping[str, Measured]:
+        """All nine, for R observations."""
+        if self.exact:
+            return super().measure(seen)
+        return _finish_samples([one.sample for one in seen], [one.moments for one in seen])
 
 
 def _joined(a: PowerSums, b: PowerSums) -> PowerSums:
@@ -113,20 +118,19 @@ _SAVED = ("mean", "variance")
 _Channels = tuple[list[NDArray[np.float64] | None], list[NDArray[np.float64] | None]]
 
 
-def _finish_samples(states: Sequence[MomentsState]) -> dict[str, Measured]:
-    samples = [state.sample for state in states if state.sample is not None]
-    saved = _pool_all([state.saved for state in states])
+def _finish_samples(samples: Sequence[Sample], moments: Sequence[GroupMoments | None]) -> dict[str, Measured]:
+    saved = _pool_all(moments)
     values, errors = _layer_moments(samples)
     complete = np.array([sample.complete for sample in samples])
-    sources = [COMPUTED if sample.complete else SAMPLED for sample in samples]
+    sources = np.where(complete, SOURCES.index(COMPUTED), SOURCES.index(SAMPLED)).astype(np.int8)
     result = {name: Measured(values[name], sources, np.where(complete, 0.0, errors[name])) for name in values}
     # Where autograd had the channels' moments, the sample's are not needed.
     unknown = [row for row, one in enumerate(saved) if one is None or one.by_channel is None]
     sampled_channels = _channel_moments([samples[row] for row in unknown])
     for name in _SAVED:
         channels: _Channels = ([None] * len(samples), [None] * len(samples))
-        for position, row in enumerate(unknown):
-            for mine, theirs in zip(channels, sampled_channels[name], strict=True):
+        for mine, theirs in zip(channels, sampled_channels[name], strict=True):
+            for position, row in enumerate(unknown):
                 mine[row] = theirs[position]
         result[name] = _prefer_saved(name, result[name], saved, channels)
     return result
@@ -135,12 +139,16 @@ def _finish_samples(states: Sequence[MomentsState]) -> dict[str, Measured]:
 def _prefer_saved(name: str, sampled: Measured, saved: Sequence["_Pooled | None"], channels: _Channels) -> Measured:
     """Values from autograd's saved tensors where they exist and are finite, else from the sample."""
     assert sampled.error is not None
-    value, error, source = sampled.value.copy(), sampled.error.copy(), list(sampled.source)
-    for row, one in enumerate(saved):
-        if one is not None:
-            value[row], error[row], source[row] = one.pooled[name], one.rounding[name], one.source
-            if one.by_channel is not None:
-                channels[0][row] = one.by_channel[name]
+    assert isinstance(sampled.source, np.ndarray)
+    value, error, source = sampled.value.copy(), sampled.error.copy(), sampled.source.copy()
+    rows = [row for row, one in enumerate(saved) if one is not None]
+    there = [one for one in saved if one is not None]
+    value[rows] = [one.pooled[name] for one in there]
+    error[rows] = [one.rounding[name] for one in there]
+    source[rows] = [SOURCES.index(one.source) for one in there]
+    for row, one in zip(rows, there, strict=True):
+        if one.by_channel is not None:
+            channels[0][row] = one.by_channel[name]
     return Measured(value, source, error, channels[0], channel_errors=channels[1])
 
 
@@ -151,166 +159,203 @@ class _Pooled(NamedTuple):
     source: str
 
 
-def _pool_all(states: Sequence[GroupMoments | None]) -> list[_Pooled | None]:
-    """Pooled moments of each state, None where they are not finite; all of one shape in one copy from the device."""
-    result: list[_Pooled | None] = [None] * len(states)
-    alike: dict[tuple[object, ...], list[int]] = {}
-    for row, one in enumerate(states):
-        if one is not None:
-            alike.setdefault((one.mean.device, one.mean.dtype, one.mean.numel()), []).append(row)
-    for rows in alike.values():
-        some = [one for row in rows if (one := states[row]) is not None]
-        mean, variance = (torch.stack([getattr(one, name) for one in some]).cpu().double().numpy() for name in _SAVED)
-        finite = np.isfinite(mean + variance)
-        with np.errstate(invalid="ignore"):
+def _pool_all(many: Sequence[GroupMoments | None]) -> list[_Pooled | None]:
+    """Pooled moments of each, None where they are not finite."""
+    result: list[_Pooled | None] = [None] * len(many)
+    for rows, mean, variance in solve_moments(many):
+        with np.errstate(invalid="ignore", over="ignore"):
             pooled_mean = mean.mean(1)
             pooled_variance = variance.mean(1) + ((mean - pooled_mean[:, None]) ** 2).mean(1)  # total variance
-        for i, (row, one) in enumerate(zip(rows, some, strict=True)):
-            if finite[i].all():
+            finite = np.isfinite(mean.sum(1) + variance.sum(1)).tolist()
+        for i, (row, its_mean, its_variance) in enumerate(
+            zip(rows, pooled_mean.tolist(), pooled_variance.tolist(), strict=True)
+        ):
+            one = many[row]
+            assert one is not None
+            if finite[i]:
                 by_channel = {"mean": mean[i], "variance": variance[i]} if one.by_channel else None
-                pooled = {"mean": float(pooled_mean[i]), "variance": float(pooled_variance[i])}
                 # The variance comes back from 1 / sqrt(v + eps): near zero only the rounding of their sum is left.
-                rounding = {"mean": 0.0, "variance": _SINGLE * (pooled["variance"] + one.eps) if one.eps else 0.0}
-                result[row] = _Pooled(pooled, by_channel, rounding, one.source)
+                rounding = {"mean": 0.0, "variance": _SINGLE * (its_variance + one.eps) if one.eps else 0.0}
+                result[row] = _Pooled({"mean": its_mean, "variance": its_variance}, by_channel, rounding, one.source)
     return result
 
 
-def _layer_moments(samples: Sequence[Sample]) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
+_NAMES = ("mean", "variance", "skewness", "excess_kurtosis", "min", "max", "zeros", "nonfinite")
+
+
+def _layer_moments(
+    samples: Sequence[Sample],
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
     """Layer values and their errors, ``[R]`` each."""
-    names = ("mean", "variance", "skewness", "excess_kurtosis", "min", "max", "zeros", "nonfinite")
-    values = {name: np.full(len(samples), np.nan) for name in names}
-    errors = {name: np.full(len(samples), np.nan) for name in names}
+    values = {name: np.full(len(samples), np.nan) for name in _NAMES}
+    errors = {name: np.full(len(samples), np.nan) for name in _NAMES}
     for rows, matrix in stacked(samples):
-        value, error = sample_moments(matrix)
-        for name in names:
-            values[name][rows], errors[name][rows] = value[name].cpu().numpy(), error[name].cpu().numpy()
+        whole = samples[rows[0]].complete
+        value, error = sample_moments(matrix.astype(np.float64, copy=False) if whole else matrix)
+        for name in _NAMES:
+            values[name][rows], errors[name][rows] = value[name], error[name]
     return values, errors
 
 
-def sample_moments(matrix: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Moments of each row of ``[R, n]`` (float64) with their errors as estimates for the population sampled.
+def sample_moments(matrix: NDArray[Any]) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
+    """Moments of each row of ``[R, n]`` with their errors as estimates for the population sampled.
 
     The error of a moment is the standard deviation of its influence function over sqrt(n); the influence functions
     are polynomials in the standardised value z: ``z`` for the mean, ``z^2 - 1`` for the variance,
     ``z^3 - 3 z - g - 3/2 g (z^2 - 1)`` for the skewness g and ``z^4 - b - 4 g z - 2 b (z^2 - 1)`` for the kurtosis b.
+
+    Deviations from the mean and their powers are taken in the matrix' own precision: in float32 their rounding
+    (relatively 1e-6) is far below a sample's error; give float64 where the rows are whole populations.
     """
-    total = matrix.sum(1)
-    clean = bool(total.isfinite().all())  # twenty times as fast as asking every value
-    x = low = high = matrix
-    n = matrix.new_full((matrix.shape[0],), float(matrix.shape[1]))
-    if not clean:
-        finite = matrix.isfinite()
-        x, n = torch.where(finite, matrix, 0.0), finite.sum(1).double()
-        low, high = torch.where(finite, x, torch.inf), torch.where(finite, x, -torch.inf)
-        total = x.sum(1)
-    mean = total / n
-    d = x - mean[:, None]
-    if not clean:
-        d = torch.where(finite, d, 0.0)
-    scale = d.abs().amax(1).clamp_min_(torch.finfo(torch.float64).tiny)  # keeps the eighth power in range
-    d = d / scale[:, None]
-    d2 = d * d
-    d4 = d2 * d2
-    m2 = d2.sum(1) / n
-    m = {3: (d2 * d).sum(1) / n, 4: d4.sum(1) / n, 5: (d4 * d).sum(1) / n, 6: (d4 * d2).sum(1) / n}
-    m[7], m[8] = (d4 * d2 * d).sum(1) / n, (d4 * d4).sum(1) / n
-    # Deviations that are rounding of the mean are no spread: a constant row has no shape.
-    spread = torch.where(m2.sqrt() * scale > 1e-15 * mean.abs(), m2, torch.nan)
-    z = [
-        torch.ones_like(m2),
-        torch.zeros_like(m2),
-        torch.ones_like(m2),
-        *(m[k] / spread ** (k / 2) for k in range(3, 9)),
-    ]
-    g, b = z[3], z[4]
-    root = n.sqrt()
-    zeros = (matrix == 0).sum(1).double() / n
-    nonfinite = 1 - n / matrix.shape[1]
-    unseen = 1 - _UNSEEN ** (1 / n)
-    value = {
-        "mean": mean,
-        "variance": m2 * scale * scale,
-        "skewness": g,
-        "excess_kurtosis": b - 3,
-        "min": low.amin(1),
-        "max": high.amax(1),
-        "zeros": zeros,
-        "nonfinite": nonfinite,
-    }
-    error = {
-        "mean": m2.sqrt() * scale / root,
-        "variance": _sd([-1.0, 0.0, 1.0], z) * m2 * scale * scale / root,
-        "skewness": _sd([0.5 * g, -3.0, -1.5 * g, 1.0], z) / root,
-        "excess_kurtosis": _sd([b, -4 * g, -2 * b, 0.0, 1.0], z) / root,
-        "min": unseen,
-        "max": unseen,
-        "zeros": _share_error(zeros, n),
-        "nonfinite": _share_error(nonfinite, torch.full_like(n, matrix.shape[1])),
-    }
+    length = matrix.shape[1]
+    with np.errstate(all="ignore"):
+        total = matrix.sum(1, dtype=np.float64)
+        x = low = high = matrix
+        n = np.full(len(matrix), float(length))
+        clean = bool(np.isfinite(total).all())  # twenty times as fast as asking every value
+        if not clean:
+            finite = np.isfinite(matrix)
+            x, n = np.where(finite, matrix, 0), finite.sum(1).astype(np.float64)
+            low, high = np.where(finite, x, np.inf), np.where(finite, x, -np.inf)
+            total = x.sum(1, dtype=np.float64)
+        smallest, largest = low.min(1).astype(np.float64), high.max(1).astype(np.float64)
+        mean = total / n
+        d = x - mean[:, None].astype(matrix.dtype)
+        if not clean:
+            d[~finite] = 0
+        scale = np.maximum(largest - mean, mean - smallest)  # keeps the eighth power in range
+        scale = np.where(scale > 0, scale, 1.0)
+        d /= scale[:, None].astype(matrix.dtype)
+        m = _central(d, n)
+        # Deviations that are rounding of the mean are no spread: a constant row has no shape.
+        resolution = 1e-15 if matrix.dtype == np.float64 else 1e-6
+        m2 = m[2]
+        spread = np.where(np.sqrt(m2) * scale > resolution * np.abs(mean), m2, np.nan)
+        one = np.ones_like(m2)
+        z = [one, 0 * one, one, *(m[k] / spread ** (k / 2) for k in range(3, 9))]
+        g, b = z[3], z[4]
+        root = np.sqrt(n)
+        zeros = (matrix == 0).sum(1) / n
+        nonfinite = 1 - n / length
+        unseen = 1 - _UNSEEN ** (1 / n)
+        value = {
+            "mean": mean + scale * m[1],
+            "variance": m2 * scale * scale,
+            "skewness": g,
+            "excess_kurtosis": b - 3,
+            "min": smallest,
+            "max": largest,
+            "zeros": zeros,
+            "nonfinite": nonfinite,
+        }
+        error = {
+            "mean": np.sqrt(m2) * scale / root,
+            "variance": _sd([-1.0, 0.0, 1.0], z) * m2 * scale * scale / root,
+            "skewness": _sd([0.5 * g, -3.0, -1.5 * g, 1.0], z) / root,
+            "excess_kurtosis": _sd([b, -4 * g, -2 * b, 0.0, 1.0], z) / root,
+            "min": unseen,
+            "max": unseen,
+            "zeros": _share_error(zeros, n),
+            "nonfinite": _share_error(nonfinite, np.full_like(n, length)),
+        }
     nothing = n == 0
-    if bool(nothing.any()):
-        value = {k: v if k == "nonfinite" else torch.where(nothing, torch.nan, v) for k, v in value.items()}
+    if nothing.any():
+        value = {k: v if k == "nonfinite" else np.where(nothing, np.nan, v) for k, v in value.items()}
     return value, error
 
 
-def _sd(polynomial: Sequence[float | Tensor], z: Sequence[Tensor]) -> Tensor:
+def _central(d: NDArray[Any], n: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Moments 0 to 8 about the mean of rows ``d`` that are centred up to rounding."""
+    d2 = d * d
+    d3, d4 = d2 * d, d2 * d2
+    factors = {1: (d, None), 2: (d, d), 3: (d2, d), 4: (d2, d2), 5: (d3, d2), 6: (d3, d3), 7: (d4, d3), 8: (d4, d4)}
+    raw = [np.ones_like(n)]
+    for a, b in factors.values():
+        product = a.sum(1, dtype=np.float64) if b is None else np.einsum("ij,ij->i", a, b)
+        raw.append(product.astype(np.float64) / n)
+    raw[2] = raw[2] - raw[1] ** 2  # the mean's own rounding
+    return raw
+
+
+def _sd(polynomial: Sequence[Any], z: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """Standard deviation of a polynomial in z whose mean is zero, from the moments of z."""
-    square = torch.zeros_like(z[0])
+    square = np.zeros_like(z[0])
     for i, a in enumerate(polynomial):
         for j, c in enumerate(polynomial):
             square = square + a * c * z[i + j]
-    return square.clamp_min(0).sqrt()
+    return np.sqrt(np.maximum(square, 0))
 
 
-def _share_error(share: Tensor, n: Tensor) -> Tensor:
+def _share_error(share: NDArray[np.float64], n: NDArray[np.float64]) -> NDArray[np.float64]:
     """How far the 95 % Wilson interval of a share seen in n draws reaches from that share."""
     z2 = 1.959964**2
-    half = math.sqrt(z2) / (1 + z2 / n) * (share * (1 - share) / n + z2 / (4 * n * n)).sqrt()
-    return half + ((share + z2 / (2 * n)) / (1 + z2 / n) - share).abs()
+    half = math.sqrt(z2) / (1 + z2 / n) * np.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    reach: NDArray[np.float64] = half + np.abs((share + z2 / (2 * n)) / (1 + z2 / n) - share)
+    return reach
 
 
 def _channel_moments(samples: Sequence[Sample]) -> dict[str, _Channels]:
-    """Mean and variance of each channel, with errors, from the sampled values in it; NaN where there are none."""
+    """Mean and variance of each channel, with errors, from the sampled values in it; NaN where there are too few.
+
+    None for a sample with fewer than eight values a channel on average.
+    """
     result: dict[str, _Channels] = {name: ([None] * len(samples), [None] * len(samples)) for name in _SAVED}
-    groups: dict[tuple[int, bool], list[int]] = {}
+    groups: dict[int, list[int]] = {}
     for row, sample in enumerate(samples):
-        if sample.channel is not None:
-            groups.setdefault((id(sample.channel), sample.complete), []).append(row)
+        if sample.channel is not None and (sample.complete or len(sample.taken) >= _LOOKS * sample.channels):
+            groups.setdefault(id(sample.of), []).append(row)
     for members in groups.values():
-        channel, channels = samples[members[0]].channel, samples[members[0]].channels
-        assert channel is not None
+        first = samples[members[0]]
         for rows, matrix in stacked([samples[row] for row in members]):
-            complete = samples[members[rows[0]]].complete
-            found = _by_channel(matrix, channel.to(matrix.device), channels, complete)
+            found = _by_channel(matrix, first.of.grouping, first.channels, first.complete)
             for name, (value, error) in found.items():
-                for row, one, its_error in zip(rows, value.cpu().numpy(), error.cpu().numpy(), strict=True):
+                for row, one, its_error in zip(rows, value, error, strict=True):
                     result[name][0][members[row]] = one
-                    if not complete:
+                    if not first.complete:
                         result[name][1][members[row]] = its_error
     return result
 
 
-def _by_channel(matrix: Tensor, channel: Tensor, channels: int, complete: bool) -> dict[str, tuple[Tensor, Tensor]]:
+_Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def _by_channel(matrix: NDArray[Any], grouping: Grouping, channels: int, complete: bool) -> dict[str, _Pair]:
     """``[R, C]`` mean and variance of ``[R, n]`` values by channel with errors, non-finite values left out.
 
     Of a sample the variance is an estimate of the channel's, so divided by n - 1; NaN where too few values were seen.
     """
-    values = matrix.T
-    zero = values.new_zeros((channels, values.shape[1]))
-    if bool(matrix.sum().isfinite()):
-        weight: Tensor | float = 1.0
-        count = torch.bincount(channel, minlength=channels).double()[:, None]
-    else:
-        finite = values.isfinite()
-        values, weight = torch.where(finite, values, 0.0), finite.double()
-        count = zero.index_add(0, channel, finite.double())
-    mean = zero.index_add(0, channel, values) / count
-    square = ((values - torch.nan_to_num(mean).index_select(0, channel)) * weight).square_()
-    variance = zero.index_add(0, channel, square) / count
-    fourth = zero.index_add(0, channel, square.square_()) / count
-    mean_error = (variance / count).sqrt()
-    variance_error = ((fourth - variance.square()).clamp_min_(0) / count).sqrt()
-    if not complete:
-        known = torch.where(count >= _LOOKS, torch.ones_like(count), torch.nan)
-        mean, variance = mean * known, variance * known * count / (count - 1)
-    return {"mean": (mean.T, mean_error.T), "variance": (variance.T, variance_error.T)}
+    values = matrix.astype(np.float64)[:, grouping.order]
+    whose = np.repeat(np.arange(len(grouping.starts)), grouping.sizes)
+
+    def total(of: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.add.reduceat(of, grouping.starts, axis=1)
+
+    with np.errstate(all="ignore"):
+        count: NDArray[np.float64] = grouping.sizes.astype(np.float64)[None]
+        finite = None
+        if not np.isfinite(values.sum()):
+            finite = np.isfinite(values)
+            values, count = np.where(finite, values, 0.0), total(finite.astype(np.float64))
+        mean = total(values) / count
+        square = (values - np.nan_to_num(mean)[:, whose]) ** 2
+        if finite is not None:
+            square *= finite
+        variance = total(square) / count
+        fourth = total(square * square) / count
+        mean_error = np.sqrt(variance / count)
+        variance_error = np.sqrt(np.maximum(fourth - variance * variance, 0) / count)
+        if not complete:
+            known = np.where(count >= _LOOKS, 1.0, np.nan)
+            mean, variance = mean * known, variance * known * count / (count - 1)
+    return {
+        name: (_scatter(value, grouping, channels), _scatter(error, grouping, channels))
+        for name, value, error in (("mean", mean, mean_error), ("variance", variance, variance_error))
+    }
+
+
+def _scatter(values: NDArray[np.float64], grouping: Grouping, channels: int) -> NDArray[np.float64]:
+    if len(grouping.present) == channels:
+        return values
+    whole = np.full((len(values), channels), np.nan)
+    whole[:, grouping.present] = values
+    return whole

@@ -10,56 +10,87 @@ sketches"). Keys are made only when samples are merged.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Plan", "Sample", "Sampler", "merge_samples", "stacked"]
+__all__ = ["Grouping", "Plan", "Population", "Sample", "Sampler", "merge_samples", "stacked"]
+
+Taken = Tensor | NDArray[Any]
 
 _CACHED_VALUES = 2**16
 _POOL = 16
+_NUMPY = {torch.float16, torch.float32, torch.float64}
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
+class Grouping(NamedTuple):
+    """Sampled values put together by channel: ``values[order]`` holds the channels ``present`` one after the other.
+
+    Attributes:
+        order: ``[n]`` positions in the sample.
+        starts: ``[p]`` where each present channel begins in that order.
+        present: ``[p]`` numbers of the channels of which there is at least one value.
+        sizes: ``[p]`` how many values of each there are.
+    """
+
+    order: NDArray[np.intp]
+    starts: NDArray[np.intp]
+    present: NDArray[np.intp]
+    sizes: NDArray[np.intp]
+
+
+@dataclass(eq=False)
+class Population:
+    """What a sample was drawn from.
+
+    Attributes:
+        count: number of values.
+        channel: ``[n]`` channel of each value that was looked at, on the host; None for one channel.
+        channels: number of channels.
+        capacity: size to which merging cuts a sample down.
+    """
+
+    count: int
+    channel: Tensor | None
+    channels: int
+    capacity: int
+
+    @cached_property
+    def grouping(self) -> Grouping:
+        """The sampled values by channel."""
+        assert self.channel is not None
+        channel = self.channel.numpy()
+        order = np.argsort(channel, kind="stable")
+        present, starts, sizes = np.unique(channel[order], return_index=True, return_counts=True)
+        return Grouping(order, starts, present, sizes)
+
+
+@dataclass(eq=False)
+class Plan(Population):
     """Which positions of tensors of one layout are looked at.
 
     Attributes:
-        shape, stride: of the tensors that it fits.
-        axis: the channel axis, or None.
-        positions: ``[n]`` positions in memory, ascending; None for all positions.
+        shape: of the tensors that it fits.
+        positions: ``[n]`` positions in memory, ascending, on the tensors' device; None for all positions.
         dense: whether the tensor fills its memory, so that memory positions can be used.
+        on_host: the same positions where numpy can take the values, which is several times as fast.
+        axes: an order of the axes in which a dense tensor lies in memory without jumps; None where it already does.
     """
 
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    axis: int | None
+    shape: torch.Size
     positions: Tensor | None
     dense: bool
-    device: torch.device
+    on_host: NDArray[np.int64] | None = None
+    axes: tuple[int, ...] | None = None
 
-    @cached_property
-    def count(self) -> int:
-        """Number of values in the tensor."""
-        return torch.Size(self.shape).numel()
-
-    @cached_property
-    def channels(self) -> int:
-        """Number of channels."""
-        return 1 if self.axis is None else self.shape[self.axis]
-
-    @cached_property
-    def channel(self) -> Tensor | None:
-        """``[n]`` channel of each value looked at; None where all values are of one channel."""
-        if self.axis is None:
-            return None
-        positions = torch.arange(self.count, device=self.device) if self.positions is None else self.positions
-        stride = self.stride if self.dense else _contiguous_stride(self.shape)
-        return positions.div(stride[self.axis], rounding_mode="floor") % self.shape[self.axis]
-
-    def take(self, tensor: Tensor) -> Tensor:
+    def take(self, tensor: Tensor) -> Taken:
         """``[n]`` copy of the values at the plan's positions."""
+        if self.on_host is not None:
+            array = tensor.detach().numpy()
+            return (array if self.axes is None else array.transpose(self.axes)).take(self.on_host, None, None, "clip")
         flat = tensor.detach()
         if not self.dense:
             return self._take_scattered(flat)
@@ -72,48 +103,71 @@ class Plan:
         return tensor[torch.unravel_index(self.positions, self.shape)]
 
 
-@dataclass(frozen=True, eq=False)
 class Sample:
-    """Values looked at, out of a population of ``count``.
+    """Values looked at, out of a population.
 
     Attributes:
-        values: ``[n]``, in the tensor's own dtype.
-        channel: ``[n]`` channel of each, or None for one channel.
-        channels: number of channels.
-        count: size of the population; the sample is complete where it equals n.
+        taken: ``[n]`` values, in the tensor's own dtype: a tensor, or a numpy array where it came from the host.
+        of: the population.
         seed: where the keys come from when they are first needed.
-        capacity: size to which merging cuts it down.
         keys: ``[n]`` keys, once made.
     """
 
-    values: Tensor
-    channel: Tensor | None
-    channels: int
-    count: int
-    capacity: int
-    seed: tuple[int, int]
-    keys: Tensor | None = None
+    __slots__ = ("keys", "of", "seed", "taken")
+
+    def __init__(self, taken: Taken, of: Population, seed: tuple[int, ...], keys: Tensor | None = None) -> None:
+        self.taken, self.of, self.seed, self.keys = taken, of, seed, keys
+
+    @property
+    def values(self) -> Tensor:
+        """``[n]`` the values as a tensor."""
+        return self.taken if isinstance(self.taken, Tensor) else torch.from_numpy(self.taken)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values."""
+        return int(self.taken.nbytes)
+
+    @property
+    def count(self) -> int:
+        """Size of the population."""
+        return self.of.count
+
+    @property
+    def channel(self) -> Tensor | None:
+        """``[n]`` channel of each value, on the host; None for one channel."""
+        return self.of.channel
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.of.channels
 
     @property
     def complete(self) -> bool:
         """Whether every value of the population is here."""
-        return self.values.numel() == self.count
+        return len(self.taken) == self.of.count
+
+    def to_host(self) -> "Sample":
+        """The same on the host."""
+        return Sample(self.values.cpu(), self.of, self.seed, None if self.keys is None else self.keys.cpu())
 
     def with_keys(self) -> Tensor:
         """The n smallest of ``count`` uniform keys, in random order: as if each value had drawn its own."""
         if self.keys is not None:
             return self.keys
+        values = self.values
         # Torch's CPU generator looks at 32 bits of its seed only: they must not be the ones that all samples share.
         generator = torch.Generator("cpu").manual_seed(int(np.random.SeedSequence(self.seed).generate_state(1)[0]))
-        n, uniform = self.values.numel(), torch.float64
+        n, uniform = values.numel(), torch.float64
         if self.complete:
-            return torch.rand(n, generator=generator, dtype=uniform, device="cpu").to(self.values.device)
+            return torch.rand(n, generator=generator, dtype=uniform, device="cpu").to(values.device)
         # Order statistics of uniforms by Renyi's representation: partial sums of exponentials over their total.
         gaps = torch.empty(n, dtype=uniform, device="cpu").exponential_(generator=generator)
         rest = torch._standard_gamma(torch.tensor(float(self.count + 1 - n), dtype=uniform, device="cpu"), generator)
         sums = gaps.cumsum(0)
         keys = sums / (sums[-1] + rest)
-        return keys[torch.randperm(n, generator=generator, device="cpu")].to(self.values.device)
+        return keys[torch.randperm(n, generator=generator, device="cpu")].to(values.device)
 
 
 class Sampler:
@@ -133,35 +187,46 @@ class Sampler:
         self.size = size
         self._generator = torch.Generator("cpu").manual_seed(seed)
         self._seed = seed
-        self._plans: dict[tuple[object, ...], Plan] = {}
-        self._drawn = self._turn = 0
+        self._plans: list[dict[tuple[object, ...], Plan]] = [{} for _ in range(_POOL)]
+        self._drawn = self._turn = self._oldest = 0
+        self._now = self._plans[0]
 
     def turn(self) -> None:
         """Another forward pass begins: look at other places, until the pool begins anew."""
         self._turn = (self._turn + 1) % _POOL
+        self._now = self._plans[self._turn]
 
     def renew(self) -> None:
-        """Forget all plans: later tensors are looked at in places that are new."""
-        self._plans.clear()
+        """Forget one turn's plans, the oldest: sooner or later every tensor is looked at in places that are new."""
+        self._plans[self._oldest].clear()
+        self._oldest = (self._oldest + 1) % _POOL
 
     def sample(self, tensor: Tensor, axis: int | None) -> Sample:
         """A sample of ``tensor``; the whole of it where it has at most twice ``size`` values."""
-        key = (self._turn, tensor.shape, tensor.stride(), axis, tensor.device)
-        plan = self._plans.get(key)
+        key = (tensor.shape, tensor.stride(), axis, tensor.dtype, tensor.device)
+        plan = self._now.get(key)
         if plan is None:
-            plan = self._plans[key] = self._draw(tensor, axis)
+            plan = self._now[key] = self._draw(tensor, axis)
         self._drawn += 1
-        return Sample(plan.take(tensor), plan.channel, plan.channels, plan.count, self.size, (self._seed, self._drawn))
+        return Sample(plan.take(tensor), plan, (self._seed, self._drawn))
 
     def _draw(self, tensor: Tensor, axis: int | None) -> Plan:
-        shape, stride, count = tuple(tensor.shape), tensor.stride(), tensor.numel()
+        stride, count = tensor.stride(), tensor.numel()
+        dense = _is_dense(tensor.shape, stride)
         positions = None
         if count > 2 * self.size:
             positions = _distinct(count, self.size, self._generator)
+        channel = None if axis is None else _channel(tensor.shape, stride if dense else None, axis, positions)
+        plan = Plan(count, channel, 1 if axis is None else tensor.shape[axis], self.size, tensor.shape, None, dense)
+        if dense and tensor.device.type == "cpu" and tensor.dtype in _NUMPY:
+            plan.on_host = np.arange(count) if positions is None else positions.numpy()
+            axes = tuple(sorted(range(len(stride)), key=lambda i: (-stride[i], -tensor.shape[i])))
+            plan.axes = None if tensor.is_contiguous() else axes
+        if positions is not None:
             if tensor.device.type == "cuda":  # from pinned memory the copy does not wait
                 positions = positions.pin_memory()
-            positions = positions.to(tensor.device, non_blocking=True)
-        return Plan(shape, stride, axis, positions, _is_dense(shape, stride), tensor.device)
+            plan.positions = positions.to(tensor.device, non_blocking=True)
+        return plan
 
 
 def merge_samples(a: Sample, b: Sample) -> Sample:
@@ -169,7 +234,7 @@ def merge_samples(a: Sample, b: Sample) -> Sample:
 
     Complete samples stay complete while together they have at most twice the capacity.
     """
-    capacity = min(a.capacity, b.capacity)
+    capacity = min(a.of.capacity, b.of.capacity)
     values = torch.cat([a.values, b.values])
     keys = torch.cat([a.with_keys(), b.with_keys()])
     alike = a.channel is not None and b.channel is not None and a.channels == b.channels
@@ -178,33 +243,43 @@ def merge_samples(a: Sample, b: Sample) -> Sample:
     if count > 2 * capacity:
         # An incomplete sample holds its population's `capacity` smallest keys at least, so these are the union's.
         kept = keys.argsort()[:capacity]
-        values, keys, channel = values[kept], keys[kept], None if channel is None else channel[kept]
-    return Sample(values, channel, a.channels if alike else 1, count, capacity, min(a.seed, b.seed), keys)
+        values, keys, channel = values[kept], keys[kept], None if channel is None else channel[kept.cpu()]
+    of = Population(count, channel, a.channels if alike else 1, capacity)
+    return Sample(values, of, min(a.seed, b.seed), keys)
 
 
-def stacked(samples: Sequence[Sample], wide: bool = True) -> Iterator[tuple[list[int], Tensor]]:
-    """Samples of equal length as rows of matrices: ``(row numbers, [r, n])``, a cacheful at a time.
+def stacked(samples: Sequence[Sample]) -> Iterator[tuple[list[int], NDArray[Any]]]:
+    """Samples of equal length as rows of matrices on the host: ``(row numbers, [r, n])``, a cacheful at a time.
 
-    Args:
-        samples: of any lengths and types.
-        wide: give float64; else float32, or float64 where a sample has it.
+    Values are float32, or float64 where the tensor had it. Those on one device come in one copy.
     """
-    groups: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
     for row, sample in enumerate(samples):
-        groups.setdefault((sample.values.numel(), sample.values.dtype, sample.values.device), []).append(row)
-    for (length, _, device), rows in groups.items():
-        # Passes over a matrix that stays in a core's cache are several times as fast; a GPU wants it whole.
-        step = len(rows) if device.type == "cuda" else max(1, _CACHED_VALUES // max(length, 1))
+        taken = sample.taken
+        groups.setdefault((len(taken), taken.dtype, getattr(taken, "device", None)), []).append(row)
+    for (length, *_), rows in groups.items():
+        # Passes over a matrix that stays in a core's cache are several times as fast; a GPU is asked once.
+        on_host = isinstance(samples[rows[0]].taken, np.ndarray) or samples[rows[0]].values.device.type == "cpu"
+        step = max(1, _CACHED_VALUES // max(int(str(length)), 1)) if on_host else len(rows)
         for first in range(0, len(rows), step):
             some = rows[first : first + step]
-            matrix = torch.stack([samples[row].values for row in some])
-            yield some, _widen(matrix) if wide or matrix.dtype == torch.float64 else matrix.float()
+            yield some, _matrix([samples[row].taken for row in some])
 
 
-def _widen(values: Tensor) -> Tensor:
-    if values.device.type == "mps":  # has no float64
-        values = values.cpu()
-    return values.double()
+def _matrix(taken: Sequence[Any]) -> NDArray[Any]:
+    if isinstance(taken[0], np.ndarray):
+        matrix: NDArray[Any] = np.stack(taken)
+        return matrix if matrix.dtype == np.float64 else matrix.astype(np.float32, copy=False)
+    tensors = torch.stack(list(taken)).cpu()
+    return (tensors if tensors.dtype == torch.float64 else tensors.float()).numpy()
+
+
+def _channel(shape: Sequence[int], stride: Sequence[int] | None, axis: int, positions: Tensor | None) -> Tensor:
+    """``[n]`` channel at each position; they count in memory where a stride is given."""
+    if positions is None:
+        positions = torch.arange(torch.Size(shape).numel(), device="cpu")
+    stride = stride or _contiguous_stride(shape)
+    return positions.div(stride[axis], rounding_mode="floor") % shape[axis]
 
 
 def _distinct(count: int, size: int, generator: torch.Generator) -> Tensor:

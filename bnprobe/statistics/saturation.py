@@ -14,6 +14,7 @@ from bnprobe.errors import ArgumentError
 from bnprobe.hooks.sites import Site
 from bnprobe.records import COMPUTED, SAMPLED, Measured
 from bnprobe.statistics.base import Observation, Statistic
+from bnprobe.statistics.sample import Population, stacked
 
 __all__ = ["Saturation"]
 
@@ -26,8 +27,8 @@ _LOOKS = 59
 class SaturationState(NamedTuple):
     """Finite values seen and hits among them by channel ``[C]``; values looked at, and all there are."""
 
-    seen: Tensor
-    hits: Tensor
+    seen: Tensor | NDArray[np.float64]
+    hits: Tensor | NDArray[np.float64]
     looked: int
     total: int
     dead: bool
@@ -85,6 +86,25 @@ class Saturation(Statistic):
         finite, hits = (_count(mask, channel, channels) for mask in (valid, hit & valid))
         return self.merge(state, SaturationState(finite, hits, looked, seen.count, dead))  # type: ignore[return-value]
 
+    def measure(self, seen: Sequence[Observation]) -> Mapping[str, Measured]:
+        """Of R observations; sampled ones of one kind and layout together."""
+        if self.exact:
+            return super().measure(seen)
+        states: list[SaturationState | None] = [None] * len(seen)
+        groups: dict[tuple[int, tuple[float, float] | None], list[int]] = {}
+        for row, one in enumerate(seen):
+            edges = None if one.place == "output" else self._steep(one.site.module)
+            groups.setdefault((id(one.sample.of), edges), []).append(row)
+        for (_, edges), rows in groups.items():
+            for position, matrix in stacked([seen[row].sample for row in rows]):
+                of = seen[rows[0]].sample.of
+                valid = np.isfinite(matrix)
+                hit = (matrix > 0) if edges is None else (matrix < edges[0]) | (matrix > edges[1])
+                finite, hits = (_count_rows(mask, of) for mask in (valid, hit & valid))
+                for i, its_finite, its_hits in zip(position, finite, hits, strict=True):
+                    states[rows[i]] = SaturationState(its_finite, its_hits, matrix.shape[1], of.count, edges is None)
+        return self.finish(states)  # type: ignore[arg-type]  # every row has one by now
+
     def merge(self, a: SaturationState | None, b: SaturationState | None) -> SaturationState | None:
         """Sums of counts; of the layer as one channel where the channels differ."""
         if a is None or b is None:
@@ -123,7 +143,24 @@ def _count(mask: Tensor, channel: Tensor | None, channels: int) -> Tensor:
         return mask.sum(1)
     if channel is None:
         return mask.sum()[None]
-    return torch.zeros(channels, dtype=torch.int64, device=mask.device).index_add_(0, channel, mask.long())
+    where = channel.to(mask.device)
+    return torch.zeros(channels, dtype=torch.int64, device=mask.device).index_add_(0, where, mask.long())
+
+
+def _count_rows(mask: NDArray[np.bool_], of: Population) -> NDArray[np.float64]:
+    """``[R, C]`` how often each row's mask is true, by channel."""
+    if of.channel is None:
+        return mask.sum(1, keepdims=True).astype(np.float64)
+    grouping = of.grouping
+    counts = np.zeros((len(mask), of.channels))
+    ordered = mask[:, grouping.order].astype(np.int32)
+    counts[:, grouping.present] = np.add.reduceat(ordered, grouping.starts, axis=1)
+    return counts
+
+
+def _host(counts: Tensor | NDArray[np.float64]) -> NDArray[np.float64]:
+    host: NDArray[np.float64] = counts.double().cpu().numpy() if isinstance(counts, Tensor) else counts
+    return host
 
 
 def _measured(states: Sequence[SaturationState], dead: bool) -> Measured | None:
@@ -135,7 +172,7 @@ def _measured(states: Sequence[SaturationState], dead: bool) -> Measured | None:
     for row, state in enumerate(states):
         if state.dead != dead:
             continue
-        seen, hits = state.seen.double().cpu().numpy(), state.hits.double().cpu().numpy()
+        seen, hits = _host(state.seen), _host(state.hits)
         exact = state.looked == state.total
         source[row] = COMPUTED if exact else SAMPLED
         value[row], error[row], channels[row] = (_dead if dead else _share)(seen, hits)

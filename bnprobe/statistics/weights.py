@@ -1,6 +1,7 @@
 """Norms of layers' weights and of their gradients."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,23 +19,32 @@ class WeightNorms:
     """
 
     def __init__(self, sites: Sequence[Site]) -> None:
-        self._layers = [(site.name, site.module) for site in sites if _weights(site.module)]
+        self._modules = [(site.name, site.module) for site in sites]
+        self._slots: list[tuple[str, list[tuple[nn.Module, str]]]] = []
+        self._looks: list[object] = []
+        self._names: tuple[str, ...] = ()
 
-    def read(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Per layer ``norm`` and, where every weight has a gradient, ``grad_norm``; 0-dimensional tensors.
+    def read(self) -> Iterator[tuple[str, Sequence[str], list[Tensor]]]:
+        """``norm`` and ``grad_norm``, each with the names of the layers and their values, 0-dimensional tensors.
 
         A weight that does not take part (frozen, or not reached by the loss) has no gradient norm rather than 0.
         """
-        layers = [(name, _weights(module)) for name, module in self._layers]
-        norms = _norms([weight.detach() for _, weights in layers for weight in weights])
-        graded = [(name, [weight.grad for weight in weights]) for name, weights in layers]
-        complete = {name: [g for g in grads if g is not None] for name, grads in graded if None not in grads}
-        grad_norms = _norms([gradient for gradients in complete.values() for gradient in gradients])
-        for name, weights in layers:
-            numbers = {"norm": _joint([next(norms) for _ in weights])}
-            if name in complete:
-                numbers["grad_norm"] = _joint([next(grad_norms) for _ in complete[name]])
-            yield name, numbers
+        layers = self._present()
+        weights = [weight for some in layers for weight in some]
+        yield "norm", self._names, _joined(_norms([weight.detach() for weight in weights]), map(len, layers))
+        gradients = [[weight.grad for weight in some] for some in layers]
+        complete = [i for i, some in enumerate(gradients) if all(one is not None for one in some)]
+        graded = [gradient for i in complete for gradient in gradients[i] if gradient is not None]
+        names = self._names if len(complete) == len(layers) else [self._names[i] for i in complete]
+        yield "grad_norm", names, _joined(_norms(graded), [len(layers[i]) for i in complete])
+
+    def _present(self) -> list[list[Tensor]]:
+        """The weights as they are now: which attributes hold them is looked up again when a layer's change."""
+        looks: list[object] = [(type(one), len(one._parameters), len(one._modules)) for _, one in self._modules]
+        if looks != self._looks:
+            self._slots = [(name, slots) for name, module in self._modules if (slots := _slots(module))]
+            self._names, self._looks = tuple(name for name, _ in self._slots), looks
+        return [[owner._parameters[name] for owner, name in slots] for _, slots in self._slots]  # type: ignore[misc]
 
 
 class LearningRates:
@@ -43,31 +53,41 @@ class LearningRates:
     def __init__(self, sites: Sequence[Site], optimizer: torch.optim.Optimizer) -> None:
         self._firsts = [(site.name, next(site.module.parameters(recurse=False), None)) for site in sites]
         self._optimizer = optimizer
-        self._group_of: dict[int, int] = {}
+        self._known: list[tuple[str, int]] = []
+        self._names: tuple[str, ...] = ()
         self._size = -1
 
-    def read(self) -> Iterator[tuple[str, Tensor | float]]:
-        """Per layer the rate of now; a rate that is a tensor is copied, not waited for."""
+    def read(self) -> tuple[Sequence[str], list[Tensor | float]]:
+        """Names of layers and their rates of now; a rate that is a tensor is copied, not waited for."""
         groups = self._optimizer.param_groups
         size = sum(len(group["params"]) for group in groups)
         if size != self._size:  # groups may be added while training goes on
-            self._group_of = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
-            self._size = size
-        for name, first in self._firsts:
-            rate = groups[self._group_of[id(first)]].get("lr") if id(first) in self._group_of else None
-            if rate is not None:
-                yield name, rate.detach().clone() if isinstance(rate, Tensor) else float(rate)
+            group_of = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
+            known = [(name, group_of[id(first)]) for name, first in self._firsts if id(first) in group_of]
+            self._known = [(name, i) for name, i in known if groups[i].get("lr") is not None]
+            self._names, self._size = tuple(name for name, _ in self._known), size
+        rates: list[Any] = [group.get("lr") for group in groups]
+        now: list[Any] = [rate.detach().clone() if isinstance(rate, Tensor) else rate for rate in rates]
+        return self._names, [now[i] for _, i in self._known]
 
 
-def _weights(module: nn.Module) -> list[Tensor]:
-    own = [(name, parameter) for name, parameter in module.named_parameters(recurse=False)]
-    originals = getattr(module, "parametrizations", None)
-    if isinstance(originals, nn.Module):
-        own += list(originals.named_parameters())
-    return [p for name, p in own if "weight" in name and _has_norm(p)]
+def _slots(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Where a layer's weights are kept: modules and the names of their parameters."""
+    own = [(module, name) for name in module._parameters]
+    originals = module._modules.get("parametrizations")
+    if originals is not None:
+        own += [(inner, name) for inner in originals.modules() for name in inner._parameters]
+        paths = {id(inner): path for path, inner in originals.named_modules()}
+    return [
+        (owner, name)
+        for owner, name in own
+        if ("weight" in name or (owner is not module and "weight" in paths[id(owner)]))
+        and owner._parameters[name] is not None
+        and _has_norm(owner._parameters[name])
+    ]
 
 
-def _has_norm(parameter: nn.Parameter) -> bool:
+def _has_norm(parameter: Any) -> bool:
     """Whether it holds real numbers of at least 16 bits, here: not on the meta device, not in a subclass of its own."""
     real = parameter.dtype.is_floating_point and parameter.dtype.itemsize > 1
     return type(parameter) is nn.Parameter and real and parameter.device.type != "meta"
@@ -86,5 +106,11 @@ def _norms(tensors: list[Tensor]) -> Iterator[Tensor]:
     return iter(result)
 
 
+def _joined(norms: Iterator[Tensor], sizes: Iterable[int]) -> list[Tensor]:
+    """One norm a layer, of all its weights together."""
+    return [_joint([next(norms) for _ in range(size)]) if size > 1 else next(norms) for size in sizes]
+
+
 def _joint(norms: list[Tensor]) -> Tensor:
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    joint: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return joint

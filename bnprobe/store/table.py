@@ -14,9 +14,20 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from bnprobe.errors import ArgumentError
-from bnprobe.records import COMPUTED, KEYS, SAMPLED, SAVED, Measured, Record
+from bnprobe.records import KEYS, SOURCES, Measured, Record
 
-__all__ = ["CHANNELS", "CHANNEL_ERRORS", "COUNT", "ERROR", "GRID", "KEY_TYPES", "SOURCE", "Placed", "build_table"]
+__all__ = [
+    "CHANNELS",
+    "CHANNEL_ERRORS",
+    "COUNT",
+    "ERROR",
+    "GRID",
+    "KEY_TYPES",
+    "SOURCE",
+    "Placed",
+    "RecordKeys",
+    "build_table",
+]
 
 COUNT = "count"
 ERROR, SOURCE, CHANNELS, CHANNEL_ERRORS, GRID = ".error", ".source", ".channels", ".channel_errors", ".grid"
@@ -31,8 +42,7 @@ KEY_TYPES = {
     COUNT: pa.int64(),
 }
 
-_SOURCES = (SAVED, COMPUTED, SAMPLED)
-_SOURCE_CODE = {source: code for code, source in enumerate(_SOURCES)}
+_SOURCE_CODE = {source: code for code, source in enumerate(SOURCES)}
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,25 @@ class Placed:
     measured: Measured
 
 
-def build_table(records: Sequence[Record], placed: Mapping[str, Sequence[Placed]]) -> pa.Table:
+@dataclass(frozen=True)
+class RecordKeys:
+    """The keys of R records by column, where making R :class:`Record` would take longer than measuring them.
+
+    Attributes:
+        step, call, count: ``[R]`` each.
+        texts: for ``phase``, ``layer`` and ``place`` the codes ``[R]`` and the texts that they stand for.
+    """
+
+    step: NDArray[np.int64]
+    call: NDArray[np.int32]
+    count: NDArray[np.int64]
+    texts: Mapping[str, tuple[NDArray[np.int32], Sequence[str]]]
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+
+def build_table(records: Sequence[Record] | RecordKeys, placed: Mapping[str, Sequence[Placed]]) -> pa.Table:
     """The wide table of some records, as `bnprobe.records` describes it.
 
     Columns are keys, count, then per statistic (in the order of ``placed``) its value or grid, ``.error``, ``.source``
@@ -72,7 +100,13 @@ def build_table(records: Sequence[Record], placed: Mapping[str, Sequence[Placed]
     return pa.table(columns)
 
 
-def _keys(records: Sequence[Record]) -> dict[str, pa.Array]:
+def _keys(records: Sequence[Record] | RecordKeys) -> dict[str, pa.Array]:
+    if isinstance(records, RecordKeys):
+        columns = {"step": records.step, "call": records.call, COUNT: records.count}
+        arrays = {name: pa.array(values, KEY_TYPES[name]) for name, values in columns.items()}
+        for name, (codes, texts) in records.texts.items():
+            arrays[name] = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(texts, pa.string()))
+        return {name: arrays[name] for name in (*KEYS, COUNT)}
     return {key: _key(list(map(attrgetter(key), records)), KEY_TYPES[key]) for key in (*KEYS, COUNT)}
 
 
@@ -104,7 +138,7 @@ def _statistic(name: str, groups: Sequence[Placed], size: int) -> dict[str, pa.A
         exists |= channels.is_valid().to_numpy(zero_copy_only=False)
     codes = np.concatenate([_source_codes(name, each.source, n) for each, n in zip(measured, lengths, strict=True)])
     columns[name + SOURCE] = pa.DictionaryArray.from_arrays(
-        pa.array(codes[position], mask=~exists), pa.array(_SOURCES, pa.string())
+        pa.array(codes[position], mask=~exists), pa.array(SOURCES, pa.string())
     )
     if channels is not None:
         columns[name + CHANNELS] = channels
@@ -141,13 +175,15 @@ def _scatter(values: NDArray[np.float64], position: NDArray[np.int64]) -> NDArra
     return np.where(position >= 0, values[position], np.nan)
 
 
-def _source_codes(name: str, source: str | Sequence[str], length: int) -> NDArray[np.int8]:
+def _source_codes(name: str, source: str | Sequence[str] | NDArray[np.int8], length: int) -> NDArray[np.int8]:
     try:
+        if isinstance(source, np.ndarray) and source.dtype == np.int8 and source.shape == (length,):
+            return source
         if isinstance(source, str):
             return np.full(length, _SOURCE_CODE[source], dtype=np.int8)
         codes = np.fromiter((_SOURCE_CODE[each] for each in source), dtype=np.int8)
     except KeyError as error:
-        raise ArgumentError(f"source of {name!r} must be one of {', '.join(_SOURCES)}; got {error}") from None
+        raise ArgumentError(f"source of {name!r} must be one of {', '.join(SOURCES)}; got {error}") from None
     if codes.size != length:
         raise ArgumentError(f"source of {name!r} must be one for all or {length}, one a row; got {codes.size}")
     return codes
@@ -160,9 +196,12 @@ def _grid(
     for grid, n in zip(grids, lengths, strict=True):
         if grid.ndim != 2 or len(grid) != n:
             raise ArgumentError(f"grid of {name!r} must have shape [{n}, levels]; got {list(grid.shape)}")
-    widths = np.concatenate([np.full(len(grid), grid.shape[1], dtype=np.int32) for grid in grids])
-    empty = np.concatenate([np.isnan(grid).all(axis=1) for grid in grids])
-    lists = _lists([grid.reshape(-1) for grid in grids], widths, empty, position)
+    rows: list[Any] = [
+        None if empty else row
+        for grid in grids
+        for row, empty in zip(grid, np.isnan(grid).all(axis=1).tolist(), strict=True)
+    ]
+    lists = _lists(rows, position)
     return lists, lists.is_valid().to_numpy(zero_copy_only=False)
 
 
@@ -173,39 +212,23 @@ def _channels(
     position: NDArray[np.int64],
 ) -> pa.Array | None:
     """Lists of per-channel numbers, or None where no record has any."""
-    pieces: list[NDArray[Any]] = []
-    widths: list[NDArray[np.int32]] = []
-    empty: list[NDArray[np.bool_]] = []
+    rows: list[Any] = []
     channels: Any
     for channels, n in zip(groups, lengths, strict=True):
         if channels is not None and len(channels) != n:
             raise ArgumentError(f"channels of {name!r} must be {n} arrays, one a row; got {len(channels)}")
-        if channels is None:
-            widths.append(np.zeros(n, dtype=np.int32))
-            empty.append(np.ones(n, dtype=np.bool_))
-        elif isinstance(channels, np.ndarray) and channels.ndim == 2:  # a block of equal widths needs no loop
-            pieces.append(channels.reshape(-1))
-            widths.append(np.full(n, channels.shape[1], dtype=np.int32))
-            empty.append(np.zeros(n, dtype=np.bool_))
-        else:
-            pieces += [one for one in channels if one is not None]
-            widths.append(np.array([0 if one is None else len(one) for one in channels], dtype=np.int32))
-            empty.append(np.array([one is None for one in channels], dtype=np.bool_))
-    missing = np.concatenate(empty)
-    return None if missing.all() else _lists(pieces, np.concatenate(widths), missing, position)
+        rows.extend([None] * n if channels is None else channels)
+    return None if all(one is None for one in rows) else _lists(rows, position)
 
 
-def _lists(
-    pieces: Sequence[NDArray[Any]],
-    widths: NDArray[np.int32],
-    empty: NDArray[np.bool_],
-    position: NDArray[np.int64],
-) -> pa.Array:
-    """One list of float64 a record from values that lie one after the other in the order of the groups."""
+def _lists(rows: Sequence[NDArray[Any] | None], position: NDArray[np.int64]) -> pa.Array:
+    """One list of float64 a record, null where it has none; ``rows`` in the order of the groups."""
+    ordered = [rows[place] if place >= 0 else None for place in position.tolist()]
+    pieces = [one for one in ordered if one is not None]
     values = np.concatenate(pieces, dtype=np.float64, casting="unsafe") if pieces else np.empty(0)
-    offsets = np.zeros(widths.size + 1, dtype=np.int32)
-    np.cumsum(widths, out=offsets[1:])
-    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), mask=pa.array(empty) if empty.any() else None)
-    if empty.any() or not np.array_equal(position, np.arange(widths.size)):
-        lists = lists.take(pa.array(position, mask=position < 0))
-    return lists
+    offsets = np.zeros(len(ordered) + 1, dtype=np.int32)
+    np.cumsum([0 if one is None else len(one) for one in ordered], out=offsets[1:])
+    missing = np.array([one is None for one in ordered])
+    return pa.ListArray.from_arrays(
+        pa.array(offsets), pa.array(values), mask=pa.array(missing) if missing.any() else None
+    )

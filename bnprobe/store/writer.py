@@ -188,7 +188,8 @@ def _write_part(table: pa.Table, path: Path) -> None:
 
     Floating numbers are split into byte streams: values that were float32 have bytes that are all zero, and exponents
     are alike. Against pyarrow's defaults this took a quarter of the time and half of the space; a dictionary of floats
-    is work for nothing. Checksums cost 3 % and let a reader tell a damaged part from a sound one.
+    is work for nothing. Checksums cost 3 % and let a
+    reader tell a damaged part from a sound one.
     """
     texts = [each.name for each in table.schema if pa.types.is_dictionary(each.type)]
     floats = [each.name for each in table.schema if pa.types.is_floating(each.type)]

@@ -7,7 +7,11 @@ from bnprobe.statistics.weights import LearningRates, WeightNorms
 
 
 def read(model):
-    return {name: {k: float(v) for k, v in numbers.items()} for name, numbers in WeightNorms(find_sites(model)).read()}
+    found = {}
+    for statistic, names, values in WeightNorms(find_sites(model)).read():
+        for name, value in zip(names, values, strict=True):
+            found.setdefault(name, {})[statistic] = float(value)
+    return found
 
 
 def test_norms_of_weights_and_gradients():
@@ -52,7 +56,7 @@ def test_learning_rates_follow_groups_and_schedules():
         [{"params": model[0].parameters(), "lr": 0.5}, {"params": model[1].parameters()}], lr=0.1
     )
     rates = LearningRates(find_sites(model), optimizer)
-    assert dict(rates.read()) == {"0": 0.5, "1": 0.1}
+    assert dict(zip(*rates.read(), strict=True)) == {"0": 0.5, "1": 0.1}
     optimizer.add_param_group({"params": model[2].parameters(), "lr": torch.tensor(0.25)})
     optimizer.param_groups[0]["lr"] = 0.01
-    assert dict(rates.read()) == {"0": 0.01, "1": 0.1, "2": 0.25}
+    assert dict(zip(*rates.read(), strict=True)) == {"0": 0.01, "1": 0.1, "2": 0.25}
