@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "hooks": VOCABULARY,
     "statistics": VOCABULARY | {"hooks"},
     "store": VOCABULARY,
-    "collect": VOCABULARY | {"statistics", "store"},
+    "collect": VOCABULARY | {"hooks", "statistics", "store"},
     "listen": VOCABULARY | {"hooks", "statistics", "collect"},
     "attach": VOCABULARY | {"hooks", "statistics", "store", "collect", "listen"},
     "distances": VOCABULARY,

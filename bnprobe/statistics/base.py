@@ -32,11 +32,12 @@ class Observation:
         shape: of the tensor.
         count: number of its values.
         step: when it was seen; the collector's.
+        drawn: its sample, once drawn.
     """
 
     __slots__ = (
-        "_sample",
         "axis",
+        "drawn",
         "moments",
         "place",
         "same_as",
@@ -60,11 +61,11 @@ class Observation:
     ) -> None:
         self.site, self.place, self.axis, self.moments, self.sampler = site, place, axis, moments, sampler
         self.tensor: Tensor | None = tensor
-        self.same_as = same_as.owner if same_as is not None else None
+        self.same_as: Observation | None = same_as if same_as is None or same_as.same_as is None else same_as.same_as
         self.shape = tensor.shape
         self.states: dict[int, State] | None = None
         self.step = 0
-        self._sample: Sample | None = None
+        self.drawn: Sample | None = None
 
     @property
     def owner(self) -> "Observation":
@@ -77,25 +78,23 @@ class Observation:
         return self.shape.numel()
 
     @property
-    def sampled(self) -> bool:
-        """Whether the sample has been drawn."""
-        return self.owner._sample is not None
-
-    @property
     def sample(self) -> Sample:
         """A random sample of the values, drawn once for all statistics; the whole of a small tensor."""
         if self.same_as is not None:
             return self.same_as.sample
-        if self._sample is None:
-            self._sample = self.sampler.sample(self.values, self.axis)
-        return self._sample
+        if self.drawn is None:
+            self.drawn = self.sampler.sample(self._tensor(), self.axis)
+        return self.drawn
 
     @property
     def values(self) -> Tensor:
         """The detached tensor; only while the hook runs (for statistics with ``reads_all``)."""
+        return self._tensor().detach()
+
+    def _tensor(self) -> Tensor:
         if self.tensor is None:
             raise BnprobeError("a statistic reads a tensor after its hook has ended; it must say so by reads_all")
-        return self.tensor.detach()
+        return self.tensor
 
     def by_channel(self) -> Tensor:
         """``[C, M]`` all values, float32 or wider; C = 1 where there is no channel axis."""

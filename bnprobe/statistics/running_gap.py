@@ -120,7 +120,8 @@ def _all_gaps(ones: Sequence[_One | None]) -> Iterator[tuple[list[int], tuple[An
     """``(rows, both gaps [r, C])``, batches of one kind and width together."""
     there = [one for one in ones if one is not None]
     for rows, mean, variance in solve_moments([batch for batch, *_ in there]):
-        means, variances = (torch.stack([there[row][k] for row in rows]).cpu().double().numpy() for k in (1, 2))
+        means = torch.stack([there[row][1] for row in rows]).cpu().double().numpy()
+        variances = torch.stack([there[row][2] for row in rows]).cpu().double().numpy()
         shrunk = np.array([(there[row][0].size - 1) / there[row][0].size for row in rows])[:, None]
         eps = np.array([there[row][3] for row in rows])[:, None]
         with np.errstate(all="ignore"):

@@ -150,7 +150,8 @@ def _count(mask: Tensor, channel: Tensor | None, channels: int) -> Tensor:
 def _count_rows(mask: NDArray[np.bool_], of: Population) -> NDArray[np.float64]:
     """``[R, C]`` how often each row's mask is true, by channel."""
     if of.channel is None:
-        return mask.sum(1, keepdims=True).astype(np.float64)
+        total: NDArray[np.float64] = mask.sum(1, keepdims=True).astype(np.float64)
+        return total
     grouping = of.grouping
     counts = np.zeros((len(mask), of.channels))
     ordered = mask[:, grouping.order].astype(np.int32)

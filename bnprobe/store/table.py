@@ -196,11 +196,10 @@ def _grid(
     for grid, n in zip(grids, lengths, strict=True):
         if grid.ndim != 2 or len(grid) != n:
             raise ArgumentError(f"grid of {name!r} must have shape [{n}, levels]; got {list(grid.shape)}")
-    rows: list[Any] = [
-        None if empty else row
-        for grid in grids
-        for row, empty in zip(grid, np.isnan(grid).all(axis=1).tolist(), strict=True)
-    ]
+    rows: list[Any] = []
+    for grid in grids:
+        there: list[bool] = (~np.isnan(grid)).any(axis=1).tolist()
+        rows += [row if there[i] else None for i, row in enumerate(grid)]
     lists = _lists(rows, position)
     return lists, lists.is_valid().to_numpy(zero_copy_only=False)
 
