@@ -198,7 +198,7 @@ def _grid(
             raise ArgumentError(f"grid of {name!r} must have shape [{n}, levels]; got {list(grid.shape)}")
     rows: list[Any] = []
     for grid in grids:
-        there: list[bool] = (~np.isnan(grid)).any(axis=1).tolist()
+        there = list(~np.isnan(grid).all(axis=1))
         rows += [row if there[i] else None for i, row in enumerate(grid)]
     lists = _lists(rows, position)
     return lists, lists.is_valid().to_numpy(zero_copy_only=False)
