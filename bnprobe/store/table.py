@@ -198,8 +198,8 @@ def _grid(
             raise ArgumentError(f"grid of {name!r} must have shape [{n}, levels]; got {list(grid.shape)}")
     rows: list[Any] = []
     for grid in grids:
-        there = list(~np.isnan(grid).all(axis=1))
-        rows += [row if there[i] else None for i, row in enumerate(grid)]
+        empty = np.isnan(grid).sum(axis=1) == grid.shape[1]
+        rows += [None if empty[i] else row for i, row in enumerate(grid)]
     lists = _lists(rows, position)
     return lists, lists.is_valid().to_numpy(zero_copy_only=False)
 
