@@ -9,6 +9,7 @@ random stream and never waits for the device.
 """
 
 import dataclasses
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -85,6 +86,7 @@ class Taps:
         self._sites = {id(site.module): site for site in sites}
         self._root, self._listener = root, listener
         self._inside, self._training, self._compiled = False, root.training, False
+        self._beginning, self._handling = False, sys.exc_info()[1]
         self._calls: dict[Site, int] = {}
         self._again: dict[Site, int] = {}
         self._backward = -1
@@ -95,7 +97,7 @@ class Taps:
         self.flow = Flow()
         self._handles = [register_module_forward_pre_hook(self._before)]
         try:
-            self._handles.append(register_module_forward_hook(self._after, with_kwargs=True))
+            self._handles.append(register_module_forward_hook(self._after, with_kwargs=True, always_call=True))
         except BaseException:
             self.remove()
             raise
@@ -120,7 +122,8 @@ class Taps:
             handle.remove()
         self._leaves = []
         self._again.clear()
-        if not self._inside:
+        if not self._beginning:  # an interrupted forward ends here at the latest
+            self._end()
             self._known.forget()
 
     def remember(self, tensor: Tensor, memory: Any) -> None:
@@ -155,13 +158,33 @@ class Taps:
 
     def _begin(self) -> None:
         self._inside, self._training = True, self._root.training
+        self._handling = sys.exc_info()[1]
         self._calls.clear()
         self._known.forget()
-        self.flow.forget()
-        self._listener.forward_begins(self._training)
+        self._forget_pass()
+        self._beginning = True
+        try:
+            self._listener.forward_begins(self._training)
+        finally:
+            self._beginning = False
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _end(self) -> None:
+        """A forward of the root that raised, or was interrupted, is over: its graph is let go."""
+        self._inside = False
+        self._forget_pass()
+
+    def _forget_pass(self) -> None:
+        self._before_change.clear()
+        self._versions.clear()
+        self.flow.forget()
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
         if torch.compiler.is_compiling():
+            return
+        # Its forward raised (torch 2.13 then calls without the keyword arguments): there is nothing to read.
+        if output is None and sys.exc_info()[1] is not self._handling:
+            if module is self._root and not _recomputing():
+                self._end()
             return
         site = self._sites.get(id(module))
         if site is not None and self._awake():
