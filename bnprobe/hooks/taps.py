@@ -133,7 +133,8 @@ class Taps:
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if torch.compiler.is_compiling():  # nothing may enter the graph that is being made
             return
-        if module._modules.get("_orig_mod") is self._root:
+        children = module._modules  # a scripted module's know no `get`
+        if "_orig_mod" in children and children["_orig_mod"] is self._root:
             self._compiled = True
         if module is self._root and not _recomputing():
             self._begin()
