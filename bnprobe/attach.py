@@ -103,6 +103,7 @@ class Probe:
         self._weights = WeightNorms(sites) if any(isinstance(one, Gradients) for one in statistics) else None
         self._rates = LearningRates(sites, optimizer) if optimizer is not None else None
         self._inventory: list[Layer] = []
+        self._graded: set[str] = set()
         self._pid = os.getpid()
         self._by_hand = self._trained = False
         self._unwritten_steps, self._last_flush = 0, time.monotonic()
@@ -218,6 +219,8 @@ class Probe:
         if self._weights is not None:
             for name, numbers in self._weights.read():
                 self._collector.add_numbers(Key(self.now, "train", name, 0, "weight"), numbers)
+                if "grad_norm" in numbers:
+                    self._graded.add(name)
 
     def _tick(self) -> None:
         self._taps.step_done()
@@ -243,18 +246,27 @@ class Probe:
             self._unwritten_steps, self._last_flush = 0, time.monotonic()
 
     def _update_inventory(self) -> None:
-        silent = "it ran inside torch.compile" if self._taps.compiled else "its forward was not called"
         inventory = [
             site.describe(
                 feeds=self._taps.flow.edges.get(site.name, ()),
                 observed=site.name in self._reader.observed,
-                why=self._reader.why.get(site.name, "" if site.name in self._reader.observed else silent),
+                why=self._reader.why.get(site.name, "" if site.name in self._reader.observed else self._silent(site)),
             )
             for site in self._sites
         ]
         if inventory != self._inventory:
             self._inventory = inventory
             self._writer.update_layers(inventory)
+
+    def _silent(self, site: Site) -> str:
+        """Why nothing of a layer came by."""
+        if self._taps.compiled:
+            return "it ran inside torch.compile"
+        if isinstance(site.module, torch.jit.ScriptModule):
+            return "a scripted module runs outside of Python"
+        if site.name in self._graded:  # its weights had gradients, so something has used them
+            return "its forward was not called through the module"
+        return "its forward was not called"
 
     @contextmanager
     def _detached_on_error(self) -> Iterator[None]:
