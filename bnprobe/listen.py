@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bnprobe.collect import Collector, Key
 from bnprobe.hooks.saved import GroupMoments, batch_moments, output_moments, saved_moments
+from bnprobe.hooks.scaling import Scaling
 from bnprobe.hooks.sites import Site
 from bnprobe.hooks.taps import Call, Seen, Taps, why_unreadable
 from bnprobe.statistics import Observation
@@ -32,6 +33,7 @@ class Reader:
         observed: names of layers of which something was measured.
         why: by name, the reason why something of a layer was not.
         taps: the taps that show tensors; given once they exist.
+        scaling: what has scaled the gradients, where that is known.
     """
 
     taps: Taps
@@ -40,6 +42,7 @@ class Reader:
         self._sampler, self._collector, self._gaps, self._on_forward = sampler, collector, gaps, on_forward
         self._axes: dict[tuple[str, int, str], tuple[torch.Size, int | None]] = {}
         self._warned = False
+        self.scaling: Scaling | None = None
         self.now, self.recording = 0, False
         self.observed: set[str] = set()
         self.why: dict[str, str] = {}
@@ -67,7 +70,9 @@ class Reader:
     def graded(self, call: Call, place: str, gradient: Tensor) -> None:
         """Read the gradient at a layer's output; its channels are the output's."""
         shape, axis = self._axes.get((call.site.name, call.index, place), (None, None))
-        seen = self._observe(call.site, Seen(place, gradient), axis=axis, known=shape == gradient.shape)
+        seen = self._observe(
+            call.site, Seen(place, gradient), axis=axis, known=shape == gradient.shape, scaling=self.scaling
+        )
         self._keep(call, [seen] if seen is not None else [])
 
     def failed(self, site: Site, error: Exception) -> None:
@@ -116,6 +121,7 @@ class Reader:
         *,
         axis: int | None = None,
         known: bool = False,
+        scaling: Scaling | None = None,
     ) -> Observation | None:
         """What statistics see of a tensor; ``axis`` is its channel axis where that is ``known``."""
         why = why_unreadable(one.tensor)
@@ -129,7 +135,7 @@ class Reader:
             before.moments = before.moments or moments
             seen = Observation(site, one.place, one.tensor, before.axis, self._sampler, before.moments, before)
         else:
-            seen = Observation(site, one.place, one.tensor, axis, self._sampler, moments)
+            seen = Observation(site, one.place, one.tensor, axis, self._sampler, moments, scaling=scaling)
             if not one.place.startswith("grad"):
                 self.taps.remember(one.tensor, seen)
         self._collector.prepare(seen)

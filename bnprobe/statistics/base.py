@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bnprobe.errors import BnprobeError
 from bnprobe.hooks.saved import GroupMoments
+from bnprobe.hooks.scaling import Scaling
 from bnprobe.hooks.sites import Site
 from bnprobe.records import Measured
 from bnprobe.statistics.sample import Sample, Sampler
@@ -30,6 +31,7 @@ class Observation:
         axis: its channel axis, or None.
         moments: what autograd saved of it, where it did.
         same_as: an earlier observation of this very tensor at another place.
+        scaling: what has scaled a gradient; its values are shown unscaled.
     """
 
     site: Site
@@ -39,10 +41,11 @@ class Observation:
     sampler: Sampler
     moments: GroupMoments | None = None
     same_as: "Observation | None" = None
+    scaling: Scaling | None = None
 
     def __post_init__(self) -> None:
         self.states: dict[int, State] = {}
-        self.shape = self.values.shape
+        self.shape = self._raw.shape
         self.count = self.shape.numel()
 
     @cached_property
@@ -50,11 +53,16 @@ class Observation:
         """A random sample of the values, drawn once for all statistics; the whole of a small tensor."""
         if self.same_as is not None:
             return self.same_as.sample
-        return self.sampler.sample(self.values, self.axis)
+        sample = self.sampler.sample(self._raw, self.axis)
+        return sample if self.scaling is None else replace(sample, values=self.scaling.undo(sample.values))
 
     @property
     def values(self) -> Tensor:
         """The detached tensor; only while the hook runs (for statistics with ``reads_all``)."""
+        return self._raw if self.scaling is None else self.scaling.undo(self._raw)
+
+    @property
+    def _raw(self) -> Tensor:
         if self.tensor is None:
             raise BnprobeError("a statistic reads a tensor after its hook has ended; it must say so by reads_all")
         return self.tensor.detach()

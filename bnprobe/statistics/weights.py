@@ -20,9 +20,10 @@ class WeightNorms:
     def __init__(self, sites: Sequence[Site]) -> None:
         self._layers = [(site.name, site.module) for site in sites if _weights(site.module)]
 
-    def read(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    def read(self, scale: Tensor | None = None) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Per layer ``norm`` and, where every weight has a gradient, ``grad_norm``; 0-dimensional tensors.
 
+        Gradients are divided by ``scale``, where an optimizer is to do so itself (fused ones, from a gradient scaler).
         A weight that does not take part (frozen, or not reached by the loss) has no gradient norm rather than 0.
         """
         layers = [(name, _weights(module)) for name, module in self._layers]
@@ -33,7 +34,8 @@ class WeightNorms:
         for name, weights in layers:
             numbers = {"norm": _joint([next(norms) for _ in weights])}
             if name in complete:
-                numbers["grad_norm"] = _joint([next(grad_norms) for _ in complete[name]])
+                joint = _joint([next(grad_norms) for _ in complete[name]])
+                numbers["grad_norm"] = joint if scale is None else joint / scale
             yield name, numbers
 
 
