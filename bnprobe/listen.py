@@ -93,7 +93,7 @@ class Reader:
         moments = self._moments(site, inputs, outputs)
         seen = [self._observe(site, one, moments if i == 0 else None) for i, one in self._intact(site, inputs, outputs)]
         before = next(iter(read_before or seen), None)
-        made = output_moments(site, moments) if moments is not None else None
+        made = output_moments(site, moments, outputs[0].tensor) if moments is not None else None
         for i, one in enumerate(outputs):
             # A layer that treats all axes alike hands its input's channels on.
             handed = before is not None and before.shape == one.tensor.shape and not site.knows_its_channels

@@ -74,13 +74,17 @@ def saved_moments(site: Site, inputs: Tensor, output: Tensor) -> GroupMoments | 
     mean, invstd = (getattr(node, f"_saved_result{k}").detach().reshape(-1) for k in (1, 2))
     if mean.numel() == 0 or inputs.numel() % mean.numel():
         return None  # batch norm in eval mode saves nothing
+    if mean.dtype.itemsize < 4:
+        return None  # a layer whose weights are half precision saves three digits
     variance = (invstd.square().reciprocal() - eps).clamp_min_(0)
     by_channel = site.family == "batch_norm"
     return GroupMoments(inputs.numel() // mean.numel(), mean, variance, by_channel, "saved", eps)
 
 
-def output_moments(site: Site, inputs: GroupMoments) -> GroupMoments | None:
-    """Moments of a batch norm's output: mean beta, variance ``gamma^2 v / (v + eps)``."""
+def output_moments(site: Site, inputs: GroupMoments, output: Tensor) -> GroupMoments | None:
+    """Moments of a batch norm's output: mean beta, variance ``gamma^2 v / (v + eps)``; not where it was rounded."""
+    if output.dtype.itemsize < 4:
+        return None
     if inputs.source != "saved" or not inputs.by_channel or type(site.module).forward is not _BatchNorm.forward:
         return None
     layer = site.module
