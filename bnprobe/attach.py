@@ -79,7 +79,7 @@ def attach(
     optimizers = _as_tuple(optimizer)
     _check(model, statistics, optimizers, scaler, sample)
     chosen = statistics or (Moments(), Quantiles(), Gradients(), RunningGap(), Saturation())
-    return Probe(
+    probe = Probe(
         unwrap(model),
         chosen,
         find_sites(model, layers),
@@ -91,6 +91,8 @@ def attach(
         sample,
         seed,
     )
+    probe._find_again = partial(find_sites, model, layers)
+    return probe
 
 
 class Probe:
@@ -125,6 +127,8 @@ class Probe:
         self._inventory: list[Layer] = []
         self._graded: set[str] = set()
         self._scaled = False
+        self._late: list[Site] = []
+        self._find_again: Callable[[], list[Site]] = list
         self._pid = os.getpid()
         self._by_hand = self._trained = False
         self._unwritten_steps, self._last_flush = 0, time.monotonic()
@@ -199,6 +203,7 @@ class Probe:
         atexit.unregister(self.detach)
         self._let_go()
         try:
+            self._late = self._added()
             self.flush()
         finally:
             self._writer.close(next_step=self.now)
@@ -296,9 +301,18 @@ class Probe:
             )
             for site in self._sites
         ]
+        inventory += [site.describe(why="it was added after attaching") for site in self._late]
         if inventory != self._inventory:
             self._inventory = inventory
             self._writer.update_layers(inventory)
+
+    def _added(self) -> list[Site]:
+        """Layers that would be listened to now and were not there, under their names, when the probe was attached."""
+        known = {site.name for site in self._sites}
+        try:
+            return [site for site in self._find_again() if site.name not in known]
+        except (BnprobeError, *UNMEASURABLE):  # none is left, or the user's own choice fails
+            return []
 
     def _why(self, site: Site) -> str:
         observed = site.name in self._reader.observed
