@@ -28,6 +28,10 @@ class Naive:
         self._root, self._inside, self._training, self._calls = model, False, model.training, {}
         model.register_forward_pre_hook(self._begin)
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.RecursiveScriptModule) and not isinstance(
+                module, torch.jit.TopLevelTracedModule
+            ):
+                continue  # takes no hooks of its own
             module.register_forward_pre_hook(self._before(name), with_kwargs=True)
             module.register_forward_hook(self._after(name), with_kwargs=True)
         model.register_forward_hook(self._end)
