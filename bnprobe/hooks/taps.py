@@ -17,7 +17,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    _global_forward_hooks_with_kwargs,
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
@@ -106,6 +110,7 @@ class Taps:
         """Take all hooks off; doing it twice does no harm."""
         for handle in (*self._handles, *self._leaves):
             handle.remove()
+            _global_forward_hooks_with_kwargs.pop(handle.id, None)  # torch (2.13) leaves this behind
         self._handles, self._leaves = [], []
         self._known.forget()
         self._before_change.clear()
