@@ -187,7 +187,7 @@ class TwoDevices(nn.Module):
 
 
 @pytest.mark.gpu
-@pytest.mark.works_under("two devices in one model (GPU)", group="Precision")
+@pytest.mark.works_under("two devices in one model", group="Precision", verdict="tested where a GPU is found")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_two_devices_in_one_model():
     check(TwoDevices, plain_loop(batches((8, 6), 3)))
