@@ -9,6 +9,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 
 from bnprobe.collect import UNMEASURABLE, Collector
 from bnprobe.errors import ArgumentError, BnprobeError
+from bnprobe.hooks.scaling import Scaling, stepped_by_a_scaler
 from bnprobe.hooks.sites import LayerChoice, Site, find_sites, unwrap
 from bnprobe.hooks.taps import OptimizerTaps, Taps
 from bnprobe.listen import Reader
@@ -39,7 +41,8 @@ def attach(
     *statistics: Statistic,
     layers: LayerChoice = None,
     every: int | Schedule = 1,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+    scaler: torch.amp.GradScaler | None = None,
     out: str | os.PathLike[str] | None = None,
     start: int | None = None,
     sample: int = 2048,
@@ -54,8 +57,11 @@ def attach(
         layers: None for every normalization layer and every other leaf with parameters or a pointwise nonlinearity;
             else glob(s) on ``named_modules()`` paths, module class(es), or ``(name, module) -> bool``.
         every: record every so many steps, or a schedule ``step -> bool`` (:mod:`bnprobe.schedule`).
-        optimizer: its ``step()`` ends a step and its learning rates are recorded. Without it ``probe.step()`` ends a
-            step; without either, a training-mode forward of the model begins the next one.
+        optimizer: its ``step()`` ends a step and its learning rates are recorded. Of several, the ``step()`` of the
+            last ends a step, and each layer's weights are read when the optimizer that holds them steps. Without it
+            ``probe.step()`` ends a step; without either, a training-mode forward of the model begins the next one.
+        scaler: the loop's gradient scaler: gradients are recorded divided by its scale, and a step that it skips ends
+            as well. Without it they are recorded as they come, multiplied by the scale, which ``run.layers`` says.
         out: run directory, made if need be; an existing run is resumed. None: a temporary directory that lives as
             long as the run object, so that memory does not grow.
         start: number of the first step; None: 0, or where a resumed run ended.
@@ -70,11 +76,23 @@ def attach(
         SelectionError: ``layers`` chooses nothing.
         RunBusyError, RunError: ``out`` is in use, or is no run directory.
     """
-    _check(model, statistics, optimizer, sample)
+    optimizers = _as_tuple(optimizer)
+    _check(model, statistics, optimizers, scaler, sample)
     chosen = statistics or (Moments(), Quantiles(), Gradients(), RunningGap(), Saturation())
-    return Probe(
-        unwrap(model), chosen, find_sites(model, layers), as_schedule(every), optimizer, out, start, sample, seed
+    probe = Probe(
+        unwrap(model),
+        chosen,
+        find_sites(model, layers),
+        as_schedule(every),
+        optimizers,
+        scaler,
+        out,
+        start,
+        sample,
+        seed,
     )
+    probe._find_again = partial(find_sites, model, layers)
+    return probe
 
 
 class Probe:
@@ -90,26 +108,34 @@ class Probe:
         statistics: Sequence[Statistic],
         sites: Sequence[Site],
         schedule: Schedule,
-        optimizer: torch.optim.Optimizer | None,
+        optimizers: Sequence[torch.optim.Optimizer],
+        scaler: torch.amp.GradScaler | None,
         out: str | os.PathLike[str] | None,
         start: int | None,
         sample: int,
         seed: int,
     ) -> None:
-        self._sites, self._schedule, self._optimizer = list(sites), schedule, optimizer
+        self._sites, self._schedule, self._optimizers = list(sites), schedule, tuple(optimizers)
         self._sampler, self._collector = Sampler(sample, seed), Collector(statistics)
         gaps = any(isinstance(statistic, RunningGap) for statistic in statistics)
         self._reader = Reader(self._sampler, self._collector, gaps, self._forward_begins)
-        self._weights = WeightNorms(sites) if any(isinstance(one, Gradients) for one in statistics) else None
-        self._rates = LearningRates(sites, optimizer) if optimizer is not None else None
+        norms = any(isinstance(one, Gradients) for one in statistics)
+        self._weights = [WeightNorms(some) for some in _by_holder(sites, self._optimizers)] if norms else []
+        self._rates = [LearningRates(sites, optimizer) for optimizer in self._optimizers]
+        self._scaling = Scaling(scaler, next(reversed(self._optimizers), None)) if scaler is not None else None
+        self._reader.scaling = self._scaling
         self._inventory: list[Layer] = []
+        self._graded: set[str] = set()
+        self._scaled = False
+        self._late: list[Site] = []
+        self._find_again: Callable[[], list[Site]] = list
         self._pid = os.getpid()
         self._by_hand = self._trained = False
         self._unwritten_steps, self._last_flush = 0, time.monotonic()
         path = Path(out if out is not None else tempfile.mkdtemp(prefix="bnprobe-"))
         self._writer = Writer(
             path,
-            settings=_settings(statistics, schedule, optimizer, sample, seed),
+            settings=_settings(statistics, schedule, self._optimizers, sample, seed),
             layers=[site.describe() for site in sites],
             levels=next((one.levels for one in statistics if isinstance(one, Quantiles)), DEFAULT_LEVELS),
             start=start,
@@ -122,9 +148,7 @@ class Probe:
         self.attached = True
         with self._detached_on_error():
             self._taps = self._reader.taps = Taps(sites, root, self._reader)
-            self._optimizer_taps = (
-                OptimizerTaps(optimizer, self._before_update, self._tick) if optimizer is not None else None
-            )
+            self._optimizer_taps = [self._tap(i) for i in range(len(self._optimizers))]
         atexit.register(self.detach)
 
     @property
@@ -148,7 +172,7 @@ class Probe:
         Raises:
             BnprobeError: the probe was given an optimizer, which keeps the clock, or it is detached.
         """
-        if self._optimizer is not None:
+        if self._optimizers:
             raise BnprobeError("probe.step() is for probes without an optimizer; this one's optimizer keeps the clock")
         if not self.attached:
             raise BnprobeError("probe.step() after detach(): the probe no longer listens")
@@ -174,10 +198,12 @@ class Probe:
         """Stop listening, write what is left, and close the run; doing it twice does no harm."""
         if not self.attached or os.getpid() != self._pid:  # a forked child (a data loader's worker) ends nothing
             return
+        self._end_skipped()
         self.attached = self._reader.recording = False
         atexit.unregister(self.detach)
         self._let_go()
         try:
+            self._late = self._added()
             self.flush()
         finally:
             self._writer.close(next_step=self.now)
@@ -198,26 +224,50 @@ class Probe:
 
     def _forward_begins(self, training: bool) -> None:
         """Without an optimizer and without ``step()``, a training forward begins the next step."""
-        if training and self._optimizer is None and not self._by_hand:
+        self._end_skipped()
+        if training and not self._optimizers and not self._by_hand:
             if self._trained:
                 self._tick()
             self._trained = True
 
-    def _before_update(self) -> None:
+    def _end_skipped(self) -> None:
+        """A step that the scaler skipped, because of an overflow, is over as well."""
+        if self._scaling is not None and self._scaling.skipped():
+            self._tick()
+
+    def _tap(self, index: int) -> OptimizerTaps:
+        last = index == len(self._optimizers) - 1
+        return OptimizerTaps(
+            self._optimizers[index], partial(self._before_update, index), self._stepped if last else lambda: None
+        )
+
+    def _stepped(self) -> None:
+        """The last optimizer has stepped."""
+        if self._scaling is not None:
+            self._scaling.stepped()
+        self._tick()
+
+    def _before_update(self, index: int = 0) -> None:
         """The gradients are final: read the weights' norms and the learning rates."""
+        if index == len(self._optimizers) - 1:
+            self._end_skipped()
         if not self._reader.recording:
             return
+        self._scaled = self._scaled or (self._scaling is None and stepped_by_a_scaler())
         try:
-            self._read_weights()
+            self._read_weights(index)
         except UNMEASURABLE as error:
             self._reader.warn_once(f"bnprobe could not read the weights: {error}")
 
-    def _read_weights(self) -> None:
-        if self._rates is not None:
-            self._collector.add_numbers(self.now, "learning_rate", *self._rates.read())
-        if self._weights is not None:
-            for name, layers, values in self._weights.read():
+    def _read_weights(self, index: int) -> None:
+        if self._rates:
+            self._collector.add_numbers(self.now, "learning_rate", *self._rates[index].read())
+        if self._weights:
+            scale = getattr(self._optimizers[index], "grad_scale", None) if self._optimizers else None
+            for name, layers, values in self._weights[index].read(scale):
                 self._collector.add_numbers(self.now, name, layers, values)
+                if name == "grad_norm":
+                    self._graded.update(layers)
 
     def _tick(self) -> None:
         self._taps.step_done()
@@ -243,18 +293,45 @@ class Probe:
             self._unwritten_steps, self._last_flush = 0, time.monotonic()
 
     def _update_inventory(self) -> None:
-        silent = "it ran inside torch.compile" if self._taps.compiled else "its forward was not called"
         inventory = [
             site.describe(
                 feeds=self._taps.flow.edges.get(site.name, ()),
                 observed=site.name in self._reader.observed,
-                why=self._reader.why.get(site.name, "" if site.name in self._reader.observed else silent),
+                why=self._why(site),
             )
             for site in self._sites
         ]
+        inventory += [site.describe(why="it was added after attaching") for site in self._late]
         if inventory != self._inventory:
             self._inventory = inventory
             self._writer.update_layers(inventory)
+
+    def _added(self) -> list[Site]:
+        """Layers that would be listened to now and were not there, under their names, when the probe was attached."""
+        known = {site.name for site in self._sites}
+        try:
+            return [site for site in self._find_again() if site.name not in known]
+        except (BnprobeError, *UNMEASURABLE):  # none is left, or the user's own choice fails
+            return []
+
+    def _why(self, site: Site) -> str:
+        observed = site.name in self._reader.observed
+        why = self._reader.why.get(site.name, "" if observed else self._silent(site))
+        if self._scaled and observed:
+            why += (
+                "; " if why else ""
+            ) + "grad_output: multiplied by a GradScaler's scale; attach(scaler=...) undoes it"
+        return why
+
+    def _silent(self, site: Site) -> str:
+        """Why nothing of a layer came by."""
+        if self._taps.compiled:
+            return "it ran inside torch.compile"
+        if isinstance(site.module, torch.jit.ScriptModule):
+            return "a scripted module runs outside of Python"
+        if site.name in self._graded:  # its weights had gradients, so something has used them
+            return "its forward was not called through the module"
+        return "its forward was not called"
 
     @contextmanager
     def _detached_on_error(self) -> Iterator[None]:
@@ -267,12 +344,28 @@ class Probe:
             raise
 
     def _let_go(self) -> None:
-        for taps in (getattr(self, "_taps", None), getattr(self, "_optimizer_taps", None)):
+        for taps in (getattr(self, "_taps", None), *getattr(self, "_optimizer_taps", ())):
             if taps is not None:
                 taps.remove()
 
 
-def _check(model: Any, statistics: Sequence[Any], optimizer: Any, sample: Any) -> None:
+def _as_tuple(optimizer: Any) -> tuple[Any, ...]:
+    if optimizer is None:
+        return ()
+    return tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
+
+
+def _by_holder(sites: Sequence[Site], optimizers: Sequence[torch.optim.Optimizer]) -> list[list[Site]]:
+    """The layers by the first optimizer that holds a parameter of theirs; those that none holds go to the last."""
+    held = [{id(p) for group in one.param_groups for p in group["params"]} for one in optimizers]
+    parts: list[list[Site]] = [[] for _ in optimizers] or [[]]
+    for site in sites:
+        own = {id(p) for p in site.module.parameters()}
+        parts[next((i for i, ids in enumerate(held) if own & ids), -1)].append(site)
+    return parts
+
+
+def _check(model: Any, statistics: Sequence[Any], optimizers: Sequence[Any], scaler: Any, sample: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     for one in statistics:
@@ -283,8 +376,13 @@ def _check(model: Any, statistics: Sequence[Any], optimizer: Any, sample: Any) -
     kinds = [type(one).__name__ for one in statistics]
     if len(set(kinds)) < len(kinds):
         raise ArgumentError(f"each statistic may be given once; got {', '.join(kinds)}")
-    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-        raise ArgumentError(f"optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}")
+    for optimizer in optimizers:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ArgumentError(f"optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}")
+    if len({id(optimizer) for optimizer in optimizers}) < len(optimizers):
+        raise ArgumentError("each optimizer may be given once")
+    if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
+        raise ArgumentError(f"scaler must be a torch.amp.GradScaler; got {type(scaler).__name__}")
     if not isinstance(sample, int) or isinstance(sample, bool) or sample < 2:
         raise ArgumentError(f"sample must be an int of at least 2; got {sample!r}")
 
@@ -292,7 +390,7 @@ def _check(model: Any, statistics: Sequence[Any], optimizer: Any, sample: Any) -
 def _settings(
     statistics: Sequence[Statistic],
     schedule: Schedule,
-    optimizer: torch.optim.Optimizer | None,
+    optimizers: Sequence[torch.optim.Optimizer],
     sample: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -300,7 +398,7 @@ def _settings(
     return {
         "statistics": [repr(one) for one in statistics],
         "every": _name(schedule),
-        "optimizer": type(optimizer).__name__ if optimizer is not None else None,
+        "optimizer": ", ".join(type(optimizer).__name__ for optimizer in optimizers) or None,
         "sample": sample,
         "seed": seed,
         "quantile_channels": list(quantiles.channels) if quantiles else [],

@@ -10,6 +10,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from bnprobe.collect import Collector, Lane
 from bnprobe.hooks.saved import GroupMoments, batch_moments, output_moments, saved_moments
+from bnprobe.hooks.scaling import Scaling
 from bnprobe.hooks.sites import Site
 from bnprobe.hooks.taps import Call, Seen, Taps, why_unreadable
 from bnprobe.statistics import Observation
@@ -33,6 +34,7 @@ class Reader:
         observed: names of layers of which something was measured.
         why: by name, the reason why something of a layer was not.
         taps: the taps that show tensors; given once they exist.
+        scaling: what has scaled the gradients, where that is known.
     """
 
     taps: Taps
@@ -41,6 +43,7 @@ class Reader:
         self._sampler, self._collector, self._gaps, self._on_forward = sampler, collector, gaps, on_forward
         self._spots: dict[tuple[Call, str], _Spot] = {}
         self._warned = False
+        self.scaling: Scaling | None = None
         self.now, self.recording = 0, False
         self.observed: set[str] = set()
         self.why: dict[str, str] = {}
@@ -70,7 +73,8 @@ class Reader:
         """Read the gradient at a layer's output; its channels are the output's."""
         spot = self._spot(call, place)
         known = spot.given is not None and spot.given[0] == gradient.shape
-        seen = self._observe(spot, Seen(place, gradient), None, spot.given[1] if known and spot.given else None, known)
+        axis = spot.given[1] if known and spot.given else None
+        seen = self._observe(spot, Seen(place, gradient), None, axis, known, self.scaling)
         if seen is not None:
             self._collector.add(spot.lane, self.now, seen)
 
@@ -91,7 +95,7 @@ class Reader:
         site = call.site
         moments = self._moments(site, inputs, outputs) if site.is_norm else None
         before = read_before[0] if read_before else None
-        made = output_moments(site, moments) if moments is not None else None
+        made = output_moments(site, moments, outputs[0].tensor) if moments is not None else None
         for one in self._intact(site, inputs, outputs):
             spot = self._spot(call, one.place)
             seen = self._observe(spot, one, moments)
@@ -125,6 +129,7 @@ class Reader:
         moments: GroupMoments | None = None,
         axis: int | None = None,
         known: bool = False,
+        scaling: Scaling | None = None,
     ) -> Observation | None:
         """What statistics see of a tensor; ``axis`` is its channel axis where that is ``known``."""
         tensor, before = one.tensor, one.memory
@@ -142,7 +147,7 @@ class Reader:
             before.moments = before.moments or moments
             seen = Observation(site, one.place, tensor, before.axis, self._sampler, before.moments, before)
         else:
-            seen = Observation(site, one.place, tensor, axis, self._sampler, moments)
+            seen = Observation(site, one.place, tensor, axis, self._sampler, moments, None, scaling)
             if not spot.of_gradient:
                 self.taps.remember(tensor, seen)
         self._collector.prepare(spot.lane, seen)

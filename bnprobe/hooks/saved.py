@@ -158,13 +158,17 @@ def saved_moments(site: Site, inputs: Tensor, output: Tensor) -> GroupMoments | 
     groups = mean.numel()
     if groups == 0 or inputs.numel() % groups:
         return None  # batch norm in eval mode saves nothing
+    if mean.dtype.itemsize < 4:
+        return None  # a layer whose weights are half precision saves three digits
     if mean.requires_grad or mean.dim() != 1:  # a group norm's hold on to their graph
         mean, invstd = mean.detach().reshape(-1), invstd.detach().reshape(-1)
     return GroupMoments(inputs.numel() // groups, (mean, invstd), by_channel, "saved", eps, _from_invstd)
 
 
-def output_moments(site: Site, inputs: GroupMoments) -> GroupMoments | None:
-    """Moments of a batch norm's output: mean beta, variance ``gamma^2 v / (v + eps)``."""
+def output_moments(site: Site, inputs: GroupMoments, output: Tensor) -> GroupMoments | None:
+    """Moments of a batch norm's output: mean beta, variance ``gamma^2 v / (v + eps)``; not where it was rounded."""
+    if output.dtype.itemsize < 4:
+        return None
     layer = site.module
     if inputs.solve is not _from_invstd or not inputs.by_channel or type(layer).forward is not _BatchNorm.forward:
         return None

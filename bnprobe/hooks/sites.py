@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -127,7 +128,7 @@ class Site:
         momentum = getattr(self.module, "momentum", None)
         return Layer(
             name=self.name,
-            kind=type(self.module).__name__,
+            kind=_kind(self.module),
             family=self.family,
             channels=self.channels,
             eps=float(eps) if isinstance(eps, float | int) and self.is_norm else None,
@@ -223,7 +224,7 @@ def _family(module: nn.Module) -> str:
         return "conv"
     if isinstance(module, nn.Linear | nn.Bilinear | nn.MultiheadAttention):
         return "linear"
-    name, leaf = type(module).__name__, not list(module.children())
+    name, leaf = _kind(module), not list(module.children())
     if leaf:
         for pattern, family in _NORM_NAMES:
             if pattern.search(name):
@@ -233,6 +234,12 @@ def _family(module: nn.Module) -> str:
         if isinstance(module, nn.PReLU):
             return "nonlinearity"
     return "other"
+
+
+def _kind(module: nn.Module) -> str:
+    """The class name; of a scripted module, that of the one it was made of."""
+    original = getattr(module, "original_name", None) if isinstance(module, torch.jit.ScriptModule) else None
+    return original if isinstance(original, str) else type(module).__name__
 
 
 def _wrapped_under(module: nn.Module) -> str | None:

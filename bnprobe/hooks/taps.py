@@ -9,6 +9,7 @@ random stream and never waits for the device.
 """
 
 import dataclasses
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +18,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    _global_forward_hooks_with_kwargs,
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
@@ -90,6 +95,7 @@ class Taps:
         self._gentle = {site for site in self._sites.values() if _never_writes(site.module)}
         self._root, self._listener = root, listener
         self._inside, self._training, self._compiled = False, root.training, False
+        self._beginning, self._handling = False, sys.exc_info()[1]
         self._all_calls: dict[tuple[Site, int, bool], Call] = {}
         self._readers: dict[tuple[Call, str], Callable[[Tensor], None]] = {}
         self._calls: dict[Site, int] = {}
@@ -102,7 +108,7 @@ class Taps:
         self.flow = Flow()
         self._handles = [register_module_forward_pre_hook(self._before)]
         try:
-            self._handles.append(register_module_forward_hook(self._after, with_kwargs=True))
+            self._handles.append(register_module_forward_hook(self._after, with_kwargs=True, always_call=True))
         except BaseException:
             self.remove()
             raise
@@ -111,6 +117,7 @@ class Taps:
         """Take all hooks off; doing it twice does no harm."""
         for handle in (*self._handles, *self._leaves):
             handle.remove()
+            _global_forward_hooks_with_kwargs.pop(handle.id, None)  # torch (2.13) leaves this behind
         self._handles, self._leaves = [], []
         self._known.forget()
         self._before_change.clear()
@@ -127,7 +134,8 @@ class Taps:
             handle.remove()
         self._leaves = []
         self._again.clear()
-        if not self._inside:
+        if not self._beginning:  # an interrupted forward ends here at the latest
+            self._end()
             self._known.forget()
 
     def remember(self, tensor: Tensor, memory: Any) -> None:
@@ -142,7 +150,8 @@ class Taps:
             if not _recomputing():
                 self._begin()
         elif site is None:
-            if module._modules.get("_orig_mod") is self._root:
+            children = module._modules  # a scripted module's know no `get`
+            if "_orig_mod" in children and children["_orig_mod"] is self._root:
                 self._compiled = True
             return
         if site is None or (site in self._gentle and not module._forward_pre_hooks):
@@ -167,13 +176,33 @@ class Taps:
 
     def _begin(self) -> None:
         self._inside, self._training = True, self._root.training
+        self._handling = sys.exc_info()[1]
         self._calls.clear()
         self._known.forget()
-        self.flow.forget()
-        self._listener.forward_begins(self._training)
+        self._forget_pass()
+        self._beginning = True
+        try:
+            self._listener.forward_begins(self._training)
+        finally:
+            self._beginning = False
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _end(self) -> None:
+        """A forward of the root that raised, or was interrupted, is over: its graph is let go."""
+        self._inside = False
+        self._forget_pass()
+
+    def _forget_pass(self) -> None:
+        self._before_change.clear()
+        self._versions.clear()
+        self.flow.forget()
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
         if is_compiling():
+            return
+        # Its forward raised (torch 2.13 then calls without the keyword arguments): there is nothing to read.
+        if output is None and sys.exc_info()[1] is not self._handling:
+            if module is self._root and not _recomputing():
+                self._end()
             return
         site = self._sites.get(id(module))
         if site is not None and self._awake():

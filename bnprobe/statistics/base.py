@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bnprobe.errors import BnprobeError
 from bnprobe.hooks.saved import GroupMoments
+from bnprobe.hooks.scaling import Scaling
 from bnprobe.hooks.sites import Site
 from bnprobe.records import Measured
 from bnprobe.statistics.sample import Sample, Sampler
@@ -29,6 +30,7 @@ class Observation:
         axis: its channel axis, or None.
         moments: what autograd saved of it, where it did.
         same_as: an earlier observation of this very tensor at another place.
+        scaling: what has scaled a gradient; its values are shown unscaled.
         shape: of the tensor.
         count: number of its values.
         step: when it was seen; the collector's.
@@ -42,6 +44,7 @@ class Observation:
         "place",
         "same_as",
         "sampler",
+        "scaling",
         "shape",
         "site",
         "states",
@@ -58,11 +61,12 @@ class Observation:
         sampler: Sampler,
         moments: GroupMoments | None = None,
         same_as: "Observation | None" = None,
+        scaling: Scaling | None = None,
     ) -> None:
         self.site, self.place, self.axis, self.moments, self.sampler = site, place, axis, moments, sampler
         self.tensor: Tensor | None = tensor
         self.same_as: Observation | None = same_as if same_as is None or same_as.same_as is None else same_as.same_as
-        self.shape = tensor.shape
+        self.scaling, self.shape = scaling, tensor.shape
         self.states: dict[int, State] | None = None
         self.step = 0
         self.drawn: Sample | None = None
@@ -83,13 +87,17 @@ class Observation:
         if self.same_as is not None:
             return self.same_as.sample
         if self.drawn is None:
-            self.drawn = self.sampler.sample(self._tensor(), self.axis)
+            drawn = self.sampler.sample(self._tensor(), self.axis)
+            if self.scaling is not None:
+                drawn = Sample(self.scaling.undo(drawn.values), drawn.of, drawn.seed)
+            self.drawn = drawn
         return self.drawn
 
     @property
     def values(self) -> Tensor:
         """The detached tensor; only while the hook runs (for statistics with ``reads_all``)."""
-        return self._tensor().detach()
+        values = self._tensor().detach()
+        return values if self.scaling is None else self.scaling.undo(values)
 
     def _tensor(self) -> Tensor:
         if self.tensor is None:

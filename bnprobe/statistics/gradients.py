@@ -16,8 +16,9 @@ class Gradients(Statistic):
     """The moments of :class:`Moments`, of the gradient at a layer's output (place ``grad_output``).
 
     With it a probe also records, at place ``weight`` and just before the optimizer's step, the Euclidean norms of a
-    layer's weights (``norm``) and of their gradient (``grad_norm``). Gradients are recorded as they are: of the loss
-    that the user scaled, summed over what accumulated.
+    layer's weights (``norm``) and of their gradient (``grad_norm``). Gradients are recorded as they are: summed over
+    what accumulated. Only the scale of a gradient scaler that the probe was given is undone (in ``grad_norm`` the
+    scaler has undone it itself by then).
 
     Args:
         exact: read every value.

@@ -68,8 +68,8 @@ class Saturation(Statistic):
 
     def applies(self, site: Site, place: str) -> bool:
         """Inputs of bounded nonlinearities, outputs of rectifiers."""
-        if place == "input":
-            return isinstance(site.module, _BOUNDED)
+        if place == "input":  # a ReLU6 is a Hardtanh by class, but half its inputs are meant to be flat
+            return isinstance(site.module, _BOUNDED) and not isinstance(site.module, _RECTIFIERS)
         return place == "output" and isinstance(site.module, _RECTIFIERS)
 
     def update(self, state: SaturationState | None, seen: Observation) -> SaturationState:

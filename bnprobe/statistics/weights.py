@@ -24,9 +24,10 @@ class WeightNorms:
         self._looks: list[object] = []
         self._names: tuple[str, ...] = ()
 
-    def read(self) -> Iterator[tuple[str, Sequence[str], list[Tensor]]]:
+    def read(self, scale: Tensor | None = None) -> Iterator[tuple[str, Sequence[str], list[Tensor]]]:
         """``norm`` and ``grad_norm``, each with the names of the layers and their values, 0-dimensional tensors.
 
+        Gradients are divided by ``scale``, where an optimizer is to do so itself (fused ones, from a gradient scaler).
         A weight that does not take part (frozen, or not reached by the loss) has no gradient norm rather than 0.
         """
         layers = self._present()
@@ -36,7 +37,8 @@ class WeightNorms:
         complete = [i for i, some in enumerate(gradients) if all(one is not None for one in some)]
         graded = [gradient for i in complete for gradient in gradients[i] if gradient is not None]
         names = self._names if len(complete) == len(layers) else [self._names[i] for i in complete]
-        yield "grad_norm", names, _joined(_norms(graded), [len(layers[i]) for i in complete])
+        norms = _joined(_norms(graded), [len(layers[i]) for i in complete])
+        yield "grad_norm", names, norms if scale is None else [norm / scale for norm in norms]
 
     def _present(self) -> list[list[Tensor]]:
         """The weights as they are now: which attributes hold them is looked up again when a layer's change."""
