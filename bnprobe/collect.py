@@ -54,6 +54,9 @@ class Lane:
         self.repeats = 0
 
 
+_Numbers = tuple[Sequence[str], Sequence[Tensor | float]]  # of some layers, one each
+
+
 class _Applying(NamedTuple):
     wanted: tuple[int, ...]
     reading: tuple[int, ...]
@@ -80,7 +83,7 @@ class Collector:
     def __init__(self, statistics: Sequence[Statistic]) -> None:
         self._statistics = tuple(statistics)
         self._lanes: dict[tuple[str, str, int, str], Lane] = {}
-        self._numbers: dict[int, dict[str, tuple[Sequence[str], Sequence[Tensor | float]]]] = {}
+        self._numbers: dict[int, dict[str, list[_Numbers]]] = {}
         self._wanted: dict[tuple[int, str], _Applying] = {}
         self.bytes = 0
         self.failures: dict[str, str] = {}
@@ -121,7 +124,7 @@ class Collector:
 
     def add_numbers(self, step: int, name: str, layers: Sequence[str], values: Sequence[Tensor | float]) -> None:
         """Single numbers of weights that need no statistic: norms and learning rates."""
-        self._numbers.setdefault(step, {})[name] = (layers, values)
+        self._numbers.setdefault(step, {}).setdefault(name, []).append((layers, values))
 
     def table(self) -> pa.Table:
         """All records so far as one table; the collector is empty afterwards."""
@@ -265,29 +268,23 @@ _Weights = tuple[list[int], list[str]]
 
 
 def _place_numbers(
-    numbers: Mapping[int, Mapping[str, tuple[Sequence[str], Sequence[Tensor | float]]]], first: int
+    numbers: Mapping[int, Mapping[str, Sequence[_Numbers]]], first: int
 ) -> tuple[list[tuple[str, Placed]], _Weights]:
     """Numbers of weights with their rows, which begin at ``first``; and each row's step and layer."""
     steps: list[int] = []
     layers: list[str] = []
-    rows: dict[str, list[int]] = {}
-    values: dict[str, list[Tensor | float]] = {}
+    values: dict[str, dict[int, Tensor | float]] = {}
     for step, columns in numbers.items():
         base = first + len(steps)
-        names = max((some for some, _ in columns.values()), key=len)
-        row_of = {name: base + i for i, name in enumerate(names)}
-        for statistic, (some, its_values) in columns.items():
-            if some is names:
-                rows.setdefault(statistic, []).extend(range(base, base + len(names)))
-            else:
-                for name in some:
-                    row_of.setdefault(name, base + len(row_of))
-                rows.setdefault(statistic, []).extend([row_of[name] for name in some])
-            values.setdefault(statistic, []).extend(its_values)
+        row_of: dict[str, int] = {}
+        for statistic, groups in columns.items():
+            for names, its_values in groups:  # of what was read twice in a step, the later is true
+                places = [row_of.setdefault(name, base + len(row_of)) for name in names]
+                values.setdefault(statistic, {}).update(zip(places, its_values, strict=True))
         layers += row_of
         steps += [step] * len(row_of)
     placed = [
-        (name, Placed(np.array(rows[name]), Measured(_to_host(some), COMPUTED, np.zeros(len(some)))))
+        (name, Placed(np.array(list(some)), Measured(_to_host(list(some.values())), COMPUTED, np.zeros(len(some)))))
         for name, some in values.items()
     ]
     return placed, (steps, layers)

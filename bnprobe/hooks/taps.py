@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.compiler import is_compiling
 from torch.nn.modules.module import (
     _global_forward_hooks_with_kwargs,
@@ -410,8 +412,10 @@ _NOTHING = nullcontext()
 
 
 def _undisturbed() -> AbstractContextManager[Any]:
-    """Keeps what we do out of sight of a user's dispatch modes (selective checkpointing, operation counters)."""
-    return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else _NOTHING
+    """Keeps what we do out of sight of a user's dispatch modes (selective checkpointing, counters) and transforms."""
+    if torch._C._len_torch_dispatch_stack():
+        return _disable_current_modes()
+    return temporarily_clear_interpreter_stack() if peek_interpreter_stack() is not None else _NOTHING
 
 
 def _recomputing() -> bool:

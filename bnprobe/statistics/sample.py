@@ -48,7 +48,7 @@ class Population:
 
     Attributes:
         count: number of values.
-        channel: ``[n]`` channel of each value that was looked at, on the host; None for one channel.
+        channel: ``[n]`` channel of each value that was looked at; None for one channel.
         channels: number of channels.
         capacity: size to which merging cuts a sample down.
     """
@@ -58,11 +58,18 @@ class Population:
     channels: int
     capacity: int
 
+    def channel_on(self, device: torch.device) -> Tensor:
+        """The channels on a device, without waiting for it."""
+        assert self.channel is not None
+        if self.channel.device != device:
+            self.channel = self.channel.to(device, non_blocking=True)
+        return self.channel
+
     @cached_property
     def grouping(self) -> Grouping:
         """The sampled values by channel."""
         assert self.channel is not None
-        channel = self.channel.numpy()
+        channel = self.channel.cpu().numpy()
         order = np.argsort(channel, kind="stable")
         present, starts, sizes = np.unique(channel[order], return_index=True, return_counts=True)
         return Grouping(order, starts, present, sizes)
@@ -89,7 +96,7 @@ class Plan(Population):
     def take(self, tensor: Tensor) -> Taken:
         """``[n]`` copy of the values at the plan's positions."""
         if self.on_host is not None:
-            array = tensor.detach().numpy()
+            array = (tensor.detach() if tensor.requires_grad else tensor).numpy()
             return (array if self.axes is None else array.transpose(self.axes)).take(self.on_host, None, None, "clip")
         flat = tensor.detach()
         if not self.dense:
@@ -135,7 +142,7 @@ class Sample:
 
     @property
     def channel(self) -> Tensor | None:
-        """``[n]`` channel of each value, on the host; None for one channel."""
+        """``[n]`` channel of each value; None for one channel."""
         return self.of.channel
 
     @property
@@ -238,12 +245,12 @@ def merge_samples(a: Sample, b: Sample) -> Sample:
     values = torch.cat([a.values, b.values])
     keys = torch.cat([a.with_keys(), b.with_keys()])
     alike = a.channel is not None and b.channel is not None and a.channels == b.channels
-    channel = torch.cat([a.channel, b.channel]) if alike else None  # type: ignore[list-item]  # both are there
+    channel = torch.cat([one.of.channel_on(values.device) for one in (a, b)]) if alike else None
     count = a.count + b.count
     if count > 2 * capacity:
         # An incomplete sample holds its population's `capacity` smallest keys at least, so these are the union's.
         kept = keys.argsort()[:capacity]
-        values, keys, channel = values[kept], keys[kept], None if channel is None else channel[kept.cpu()]
+        values, keys, channel = values[kept], keys[kept], None if channel is None else channel[kept]
     of = Population(count, channel, a.channels if alike else 1, capacity)
     return Sample(values, of, min(a.seed, b.seed), keys)
 

@@ -17,8 +17,9 @@ _OPERATORS = (
     "_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "unique_dim",
     "unique_consecutive", "repeat_interleave", "bincount", "histc", "allclose",
 )  # fmt: skip
-# Positions are drawn on the host, by a generator of our own and without looking at the data.
-_DRAWN_ON_THE_HOST = {"_distinct"}
+# Positions are drawn on the host, by a generator of our own and without looking at the data; and values that are on
+# the host already are taken there.
+_DRAWN_ON_THE_HOST = {"_distinct", "_draw", "take"}
 
 
 class WaitedError(AssertionError):
