@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bnprobe.hooks.sites import Site
 
-__all__ = ["LearningRates", "WeightNorms"]
+__all__ = ["LearningRates", "WeightNorms", "by_holder"]
 
 
 class WeightNorms:
@@ -59,6 +59,16 @@ class LearningRates:
             rate = groups[self._group_of[id(first)]].get("lr") if id(first) in self._group_of else None
             if rate is not None:
                 yield name, rate.detach().clone() if isinstance(rate, Tensor) else float(rate)
+
+
+def by_holder(sites: Sequence[Site], optimizers: Sequence[torch.optim.Optimizer]) -> list[list[Site]]:
+    """The layers by the first optimizer that holds a parameter of theirs; those that none holds go to the last."""
+    held = [{id(p) for group in one.param_groups for p in group["params"]} for one in optimizers]
+    parts: list[list[Site]] = [[] for _ in optimizers] or [[]]
+    for site in sites:
+        own = {id(p) for p in site.module.parameters()}
+        parts[next((i for i, ids in enumerate(held) if own & ids), -1)].append(site)
+    return parts
 
 
 def _weights(module: nn.Module) -> list[Tensor]:

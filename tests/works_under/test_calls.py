@@ -327,8 +327,8 @@ class Checkpointed(nn.Module):
 
 
 @pytest.mark.works_under(
-    "checkpointing, reentrant, not, and selective: counted once, with gradients (of a layer shared by several reentrant "
-    "checkpoints, under the wrong call number)",
+    "checkpointing, reentrant, not, and selective: counted once, with gradients (of a layer shared by several "
+    "reentrant checkpoints, under the wrong call number)",
     group="Activation checkpointing",
 )
 @pytest.mark.parametrize("way", [pytest.param(way, marks=[REVERSED] if way == "reentrant" else []) for way in WAYS])
