@@ -92,8 +92,8 @@ class Taps:
         self._inside, self._training, self._compiled = False, root.training, False
         self._beginning, self._handling = False, sys.exc_info()[1]
         self._calls: dict[Site, int] = {}
-        self._again: dict[Site, int] = {}
-        self._backward = -1
+        self._hidden: dict[Site, list[int]] = {}
+        self._again = _Again()
         self._versions: dict[Site, list[int]] = {}
         self._before_change: dict[Site, tuple[Any, list[Any]]] = {}
         self._known = _Identities()
@@ -126,7 +126,6 @@ class Taps:
         for handle in self._leaves:
             handle.remove()
         self._leaves = []
-        self._again.clear()
         if not self._beginning:  # an interrupted forward ends here at the latest
             self._end()
             self._known.forget()
@@ -166,6 +165,7 @@ class Taps:
         self._inside, self._training = True, self._root.training
         self._handling = sys.exc_info()[1]
         self._calls.clear()
+        self._hidden.clear()
         self._known.forget()
         self._forget_pass()
         self._beginning = True
@@ -204,41 +204,55 @@ class Taps:
             self.flow.settle()
 
     def _tell(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        recomputing = _recomputing()
-        call = self._call(site, self._count(site, recomputing))
         outputs = self._show("output", (("", output),))
-        if not recomputing:  # under activation checkpointing the first pass has been told already
-            read_before, nodes = self._before_change.pop(site, (None, None))
-            inputs, versions = None, self._versions.pop(site, None)
-            if nodes is None and versions != _versions(args):
-                nodes = []  # the layer wrote into its input, and what was there is gone
-            if nodes is None:
-                inputs = self._show("input", (*enumerate(args), *kwargs.items()))
-                nodes = [one.tensor.grad_fn for one in inputs]
-            if self._inside:
-                self.flow.saw(site.name, nodes, [one.tensor.grad_fn for one in outputs])
-            self._listener.called(call, inputs, outputs, read_before)
-        self._wait_for_gradients(call, outputs)
+        if _recomputing():  # under activation checkpointing the first pass has been told already
+            if torch.is_grad_enabled():
+                self._wait_for_gradients(self._recomputed(site), outputs)
+            return
+        call = self._call(site, self._count(site))
+        if not torch.is_grad_enabled():
+            self._hidden.setdefault(site, []).append(call.index)
+        read_before, nodes = self._before_change.pop(site, (None, None))
+        inputs, versions = None, self._versions.pop(site, None)
+        if nodes is None and versions != _versions(args):
+            nodes = []  # the layer wrote into its input, and what was there is gone
+        if nodes is None:
+            inputs = self._show("input", (*enumerate(args), *kwargs.items()))
+            nodes = [one.tensor.grad_fn for one in inputs]
+        if self._inside:
+            self.flow.saw(site.name, nodes, [one.tensor.grad_fn for one in outputs])
+        self._listener.called(call, inputs, outputs, read_before)
+        self._wait_for_gradients(lambda: call, outputs)
 
     def _call(self, site: Site, index: int) -> Call:
         return Call(site, index, self._training if self._inside else self._root.training)
 
-    def _count(self, site: Site, recomputing: bool) -> int:
-        if not (self._inside or recomputing):
+    def _count(self, site: Site) -> int:
+        if not self._inside:
             return 0  # called past the root: no forward to count within
-        if recomputing and self._backward != (backward := torch._C._current_graph_task_id()):
-            self._backward = backward
-            self._again.clear()
-        counts = self._again if recomputing else self._calls
-        counts[site] = counts.get(site, -1) + 1
-        return counts[site]
+        self._calls[site] = self._calls.get(site, -1) + 1
+        return self._calls[site]
+
+    def _recomputed(self, site: Site) -> Callable[[], Call]:
+        """Which call is being run again: known once its gradient comes, when all of its checkpoint has been run."""
+        backward = torch._C._current_graph_task_id()
+        if self._again.ended or self._again.backward != backward:
+            self._again.end(self._hidden)
+            self._again = _Again(backward)
+        again, place = self._again, self._again.add(site)
+
+        def call() -> Call:
+            again.end(self._hidden)
+            return self._call(site, again.indices[site][place])
+
+        return call
 
     def _show(self, place: str, values: Iterable[tuple[Any, Any]]) -> list[Seen]:
         found = [one for key, value in values for one in tensors_in(value, str(key))]
         find = self._known.find
         return [Seen(f"{place}.{path}" if i else place, tensor, find(tensor)) for i, (path, tensor) in enumerate(found)]
 
-    def _wait_for_gradients(self, call: Call, outputs: list[Seen]) -> None:
+    def _wait_for_gradients(self, call: Callable[[], Call], outputs: list[Seen]) -> None:
         for one in outputs:
             if not one.tensor.requires_grad or not torch.is_grad_enabled():
                 continue
@@ -247,10 +261,11 @@ class Taps:
             if one.tensor.is_leaf:  # a parameter outlives its graph: this hook must be taken off by hand
                 self._leaves.append(handle)
 
-    def _gradient_reader(self, call: Call, place: str) -> Callable[[Tensor], None]:
+    def _gradient_reader(self, which: Callable[[], Call], place: str) -> Callable[[Tensor], None]:
         listener = self._listener
 
         def read(gradient: Tensor) -> None:
+            call = which()
             if not listener.listening():
                 return
             try:
@@ -285,6 +300,30 @@ class OptimizerTaps:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+
+class _Again:
+    """The calls of one recomputation: those of the last checkpoint that has not been run again yet, in their order."""
+
+    def __init__(self, backward: int = -1) -> None:
+        self.backward, self.ended = backward, False
+        self.indices: dict[Site, list[int]] = {}
+        self._counts: dict[Site, int] = {}
+
+    def add(self, site: Site) -> int:
+        """One more call of a layer; the how many-eth here."""
+        self._counts[site] = self._counts.get(site, 0) + 1
+        return self._counts[site] - 1
+
+    def end(self, hidden: dict[Site, list[int]]) -> None:
+        """All have been run: they are the last of the first pass's calls without a graph, which are taken away."""
+        if self.ended:
+            return
+        self.ended = True
+        for site, count in self._counts.items():
+            calls = hidden.get(site, [])
+            self.indices[site] = calls[-count:] if len(calls) >= count else list(range(count))
+            del calls[-count:]
 
 
 class _Identities:
