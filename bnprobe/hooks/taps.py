@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from bnprobe.hooks.flow import Flow
+from bnprobe.hooks.recomputation import Recomputation
 from bnprobe.hooks.sites import Site
 
 __all__ = ["Call", "Listener", "OptimizerTaps", "Seen", "Taps", "tensors_in", "why_unreadable"]
@@ -93,7 +94,7 @@ class Taps:
         self._beginning, self._handling = False, sys.exc_info()[1]
         self._calls: dict[Site, int] = {}
         self._hidden: dict[Site, list[int]] = {}
-        self._again = _Again()
+        self._again = Recomputation()
         self._versions: dict[Site, list[int]] = {}
         self._before_change: dict[Site, tuple[Any, list[Any]]] = {}
         self._known = _Identities()
@@ -238,7 +239,7 @@ class Taps:
         backward = torch._C._current_graph_task_id()
         if self._again.ended or self._again.backward != backward:
             self._again.end(self._hidden)
-            self._again = _Again(backward)
+            self._again = Recomputation(backward)
         again, place = self._again, self._again.add(site)
 
         def call() -> Call:
@@ -300,30 +301,6 @@ class OptimizerTaps:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-
-
-class _Again:
-    """The calls of one recomputation: those of the last checkpoint that has not been run again yet, in their order."""
-
-    def __init__(self, backward: int = -1) -> None:
-        self.backward, self.ended = backward, False
-        self.indices: dict[Site, list[int]] = {}
-        self._counts: dict[Site, int] = {}
-
-    def add(self, site: Site) -> int:
-        """One more call of a layer; the how many-eth here."""
-        self._counts[site] = self._counts.get(site, 0) + 1
-        return self._counts[site] - 1
-
-    def end(self, hidden: dict[Site, list[int]]) -> None:
-        """All have been run: they are the last of the first pass's calls without a graph, which are taken away."""
-        if self.ended:
-            return
-        self.ended = True
-        for site, count in self._counts.items():
-            calls = hidden.get(site, [])
-            self.indices[site] = calls[-count:] if len(calls) >= count else list(range(count))
-            del calls[-count:]
 
 
 class _Identities:
