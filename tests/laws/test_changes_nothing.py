@@ -206,7 +206,7 @@ def assert_bitwise(one, other):
     assert one[1] == other[1]
 
 
-@settings(max_examples=15)
+@settings(max_examples=25)
 @given(
     network=networks(),
     events=st.lists(st.sampled_from(EVENTS), min_size=STEPS, max_size=STEPS),
