@@ -27,7 +27,7 @@ from bnprobe.records import DEFAULT_LEVELS, Layer
 from bnprobe.schedule import Schedule, as_schedule
 from bnprobe.statistics import Gradients, Moments, Quantiles, RunningGap, Saturation, Statistic
 from bnprobe.statistics.sample import Sampler
-from bnprobe.statistics.weights import LearningRates, WeightNorms
+from bnprobe.statistics.weights import LearningRates, WeightNorms, by_holder
 from bnprobe.store import Run, Writer
 
 __all__ = ["Probe", "attach"]
@@ -120,7 +120,7 @@ class Probe:
         gaps = any(isinstance(statistic, RunningGap) for statistic in statistics)
         self._reader = Reader(self._sampler, self._collector, gaps, self._forward_begins)
         norms = any(isinstance(one, Gradients) for one in statistics)
-        self._weights = [WeightNorms(some) for some in _by_holder(sites, self._optimizers)] if norms else []
+        self._weights = [WeightNorms(some) for some in by_holder(sites, self._optimizers)] if norms else []
         self._rates = [LearningRates(sites, optimizer) for optimizer in self._optimizers]
         self._scaling = Scaling(scaler, next(reversed(self._optimizers), None)) if scaler is not None else None
         self._reader.scaling = self._scaling
@@ -353,16 +353,6 @@ def _as_tuple(optimizer: Any) -> tuple[Any, ...]:
     if optimizer is None:
         return ()
     return tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
-
-
-def _by_holder(sites: Sequence[Site], optimizers: Sequence[torch.optim.Optimizer]) -> list[list[Site]]:
-    """The layers by the first optimizer that holds a parameter of theirs; those that none holds go to the last."""
-    held = [{id(p) for group in one.param_groups for p in group["params"]} for one in optimizers]
-    parts: list[list[Site]] = [[] for _ in optimizers] or [[]]
-    for site in sites:
-        own = {id(p) for p in site.module.parameters()}
-        parts[next((i for i, ids in enumerate(held) if own & ids), -1)].append(site)
-    return parts
 
 
 def _check(model: Any, statistics: Sequence[Any], optimizers: Sequence[Any], scaler: Any, sample: Any) -> None:

@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from bnprobe.hooks.flow import Flow
+from bnprobe.hooks.recomputation import Recomputation
 from bnprobe.hooks.sites import Site
 
 __all__ = ["Call", "Listener", "OptimizerTaps", "Seen", "Taps", "tensors_in", "why_unreadable"]
@@ -101,8 +102,8 @@ class Taps:
         self._all_calls: dict[tuple[Site, int, bool], Call] = {}
         self._readers: dict[tuple[Call, str], Callable[[Tensor], None]] = {}
         self._calls: dict[Site, int] = {}
-        self._again: dict[Site, int] = {}
-        self._backward = -1
+        self._hidden: dict[Site, list[int]] = {}
+        self._again = Recomputation()
         self._versions: dict[Site, list[int]] = {}
         self._before_change: dict[Site, tuple[Any, list[Any]]] = {}
         self._known = _Identities()
@@ -135,7 +136,6 @@ class Taps:
         for handle in self._leaves:
             handle.remove()
         self._leaves = []
-        self._again.clear()
         if not self._beginning:  # an interrupted forward ends here at the latest
             self._end()
             self._known.forget()
@@ -180,6 +180,7 @@ class Taps:
         self._inside, self._training = True, self._root.training
         self._handling = sys.exc_info()[1]
         self._calls.clear()
+        self._hidden.clear()
         self._known.forget()
         self._forget_pass()
         self._beginning = True
@@ -218,25 +219,27 @@ class Taps:
             self.flow.settle()
 
     def _tell(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        recomputing = _recomputing()
-        call = self._call(site, self._count(site, recomputing))
-        outputs = (
-            self._show("output", (("", output),)) if type(output) is not Tensor else self._show_one("output", output)
-        )
-        if not recomputing:  # under activation checkpointing the first pass has been told already
-            read_before, nodes = self._before_change.pop(site, (None, None))
-            inputs, versions = None, self._versions.pop(site, None)
-            if nodes is None and versions is not None and versions != _versions(args):
-                nodes = []  # the layer wrote into its input, and what was there is gone
-            if nodes is None:
-                if len(args) == 1 and not kwargs and type(args[0]) is Tensor:
-                    inputs = self._show_one("input", args[0])
-                else:
-                    inputs = self._show("input", (*enumerate(args), *kwargs.items()))
-            if self._inside and not self.flow.settled:
-                nodes = [one.tensor.grad_fn for one in inputs] if inputs is not None else nodes or []
-                self.flow.saw(site.name, nodes, [one.tensor.grad_fn for one in outputs])
-            self._listener.called(call, inputs, outputs, read_before)
+        outputs = self._show_one("output", output) if type(output) is Tensor else self._show("output", (("", output),))
+        if _recomputing():  # under activation checkpointing the first pass has been told already
+            if torch.is_grad_enabled():
+                self._wait_for_gradients(self._recomputed(site), outputs)
+            return
+        call = self._call(site, self._count(site))
+        if not torch.is_grad_enabled():
+            self._hidden.setdefault(site, []).append(call.index)
+        read_before, nodes = self._before_change.pop(site, (None, None))
+        inputs, versions = None, self._versions.pop(site, None)
+        if nodes is None and versions is not None and versions != _versions(args):
+            nodes = []  # the layer wrote into its input, and what was there is gone
+        if nodes is None:
+            if len(args) == 1 and not kwargs and type(args[0]) is Tensor:
+                inputs = self._show_one("input", args[0])
+            else:
+                inputs = self._show("input", (*enumerate(args), *kwargs.items()))
+        if self._inside and not self.flow.settled:
+            nodes = [one.tensor.grad_fn for one in inputs] if inputs is not None else nodes or []
+            self.flow.saw(site.name, nodes, [one.tensor.grad_fn for one in outputs])
+        self._listener.called(call, inputs, outputs, read_before)
         self._wait_for_gradients(call, outputs)
 
     def _call(self, site: Site, index: int) -> Call:
@@ -246,15 +249,25 @@ class Taps:
             call = self._all_calls[key] = Call(*key)
         return call
 
-    def _count(self, site: Site, recomputing: bool) -> int:
-        if not (self._inside or recomputing):
+    def _count(self, site: Site) -> int:
+        if not self._inside:
             return 0  # called past the root: no forward to count within
-        if recomputing and self._backward != (backward := torch._C._current_graph_task_id()):
-            self._backward = backward
-            self._again.clear()
-        counts = self._again if recomputing else self._calls
-        counts[site] = counts.get(site, -1) + 1
-        return counts[site]
+        self._calls[site] = self._calls.get(site, -1) + 1
+        return self._calls[site]
+
+    def _recomputed(self, site: Site) -> Callable[[], Call]:
+        """Which call is being run again: known once its gradient comes, when all of its checkpoint has been run."""
+        backward = torch._C._current_graph_task_id()
+        if self._again.ended or self._again.backward != backward:
+            self._again.end(self._hidden)
+            self._again = Recomputation(backward)
+        again, place = self._again, self._again.add(site)
+
+        def call() -> Call:
+            again.end(self._hidden)
+            return self._call(site, again.indices[site][place])
+
+        return call
 
     def _show(self, place: str, values: Iterable[tuple[Any, Any]]) -> list[Seen]:
         found = [one for key, value in values for one in tensors_in(value, str(key))]
@@ -264,22 +277,24 @@ class Taps:
     def _show_one(self, place: str, tensor: Tensor) -> list[Seen]:
         return [Seen(place, tensor, self._known.find(tensor))]
 
-    def _wait_for_gradients(self, call: Call, outputs: list[Seen]) -> None:
+    def _wait_for_gradients(self, call: Call | Callable[[], Call], outputs: list[Seen]) -> None:
         for one in outputs:
             if not one.tensor.requires_grad or not torch.is_grad_enabled():
                 continue
-            key = (call, one.place)
-            read = self._readers.get(key)
+            read = self._readers.get((call, one.place)) if isinstance(call, Call) else None
             if read is None:
-                read = self._readers[key] = self._gradient_reader(call, "grad_" + one.place)
+                read = self._gradient_reader(call, "grad_" + one.place)
+                if isinstance(call, Call):
+                    self._readers[call, one.place] = read
             handle: RemovableHandle = one.tensor.register_hook(read)  # type: ignore[no-untyped-call]  # torch's own
             if one.tensor.is_leaf:  # a parameter outlives its graph: this hook must be taken off by hand
                 self._leaves.append(handle)
 
-    def _gradient_reader(self, call: Call, place: str) -> Callable[[Tensor], None]:
+    def _gradient_reader(self, which: Call | Callable[[], Call], place: str) -> Callable[[Tensor], None]:
         listener = self._listener
 
         def read(gradient: Tensor) -> None:
+            call = which if isinstance(which, Call) else which()
             if not listener.listening():
                 return
             try:

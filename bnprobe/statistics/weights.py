@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bnprobe.hooks.sites import Site
 
-__all__ = ["LearningRates", "WeightNorms"]
+__all__ = ["LearningRates", "WeightNorms", "by_holder"]
 
 
 class WeightNorms:
@@ -75,18 +75,27 @@ class LearningRates:
 
 def _slots(module: nn.Module) -> list[tuple[nn.Module, str]]:
     """Where a layer's weights are kept: modules and the names of their parameters."""
-    own = [(module, name) for name in module._parameters]
-    originals = module._modules.get("parametrizations")
-    if originals is not None:
-        own += [(inner, name) for inner in originals.modules() for name in inner._parameters]
-        paths = {id(inner): path for path, inner in originals.named_modules()}
+    own = [(module, "", name) for name, _ in module.named_parameters(recurse=False)]
+    if "parametrizations" in module._modules:  # a scripted module's know no `get`
+        for path, inner in module._modules["parametrizations"].named_modules():
+            own += [(inner, path, name) for name in inner._parameters]
     return [
         (owner, name)
-        for owner, name in own
-        if ("weight" in name or (owner is not module and "weight" in paths[id(owner)]))
+        for owner, path, name in own
+        if ("weight" in name or "weight" in path)
         and owner._parameters[name] is not None
         and _has_norm(owner._parameters[name])
     ]
+
+
+def by_holder(sites: Sequence[Site], optimizers: Sequence[torch.optim.Optimizer]) -> list[list[Site]]:
+    """The layers by the first optimizer that holds a parameter of theirs; those that none holds go to the last."""
+    held = [{id(p) for group in one.param_groups for p in group["params"]} for one in optimizers]
+    parts: list[list[Site]] = [[] for _ in optimizers] or [[]]
+    for site in sites:
+        own = {id(p) for p in site.module.parameters()}
+        parts[next((i for i, ids in enumerate(held) if own & ids), -1)].append(site)
+    return parts
 
 
 def _has_norm(parameter: Any) -> bool:

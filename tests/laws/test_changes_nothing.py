@@ -74,17 +74,17 @@ LAYERS = {
     "instance": lambda c: nn.InstanceNorm2d(c, track_running_stats=True),
     "spectral": lambda c: nn.utils.parametrizations.spectral_norm(nn.Conv2d(c, c, 1)),
     "relu": lambda c: nn.ReLU(),
-    "inplace": lambda c: nn.ReLU6(inplace=True),
+    "inplace": lambda c: nn.Sequential(nn.Conv2d(c, c, 1), nn.ReLU6(inplace=True)),  # behind what allows it
     "sigmoid": lambda c: nn.Sigmoid(),
     "dropout": lambda c: nn.Dropout(0.3),
-    "randomized": lambda c: nn.RReLU(),
+    "alpha dropout": lambda c: nn.AlphaDropout(0.3),  # no RReLU: under a checkpoint it is not repeatable by itself
 }
 
 
 @st.composite
 def networks(draw):
     """A function that builds a network, and the shape of its batches."""
-    plan = draw(st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=6))
+    plan = draw(st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=4))
     width, trap = draw(st.integers(2, 5)), draw(st.integers(0, len(plan)))
     checkpointing, twice = draw(st.sampled_from(["none", "plain", "reentrant"])), draw(st.booleans())
 
@@ -237,7 +237,7 @@ def bones(*things):
     """What modules, parameters, optimizers and PyTorch itself have in their dictionaries; hooks by their functions."""
     found = []
     for thing in things:
-        found.append((type(thing), sorted(thing.__dict__), _hooks(thing.__dict__)))
+        found.append((type(thing).__qualname__, sorted(thing.__dict__), _hooks(thing.__dict__)))
         if isinstance(thing, nn.Module):
             for parameter in (*thing._parameters.values(), *thing._buffers.values()):
                 if parameter is not None:

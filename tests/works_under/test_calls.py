@@ -301,12 +301,6 @@ WAYS = {
 }
 
 
-REVERSED = pytest.mark.xfail(
-    strict=True,
-    reason="a layer shared by several reentrant checkpoints has its gradients under the call numbers of recomputation",
-)
-
-
 class Checkpointed(nn.Module):
     """A shared block under a checkpoint twice, with dropout inside and a checkpoint within."""
 
@@ -329,7 +323,7 @@ class Checkpointed(nn.Module):
 @pytest.mark.works_under(
     "checkpointing, reentrant, not, and selective: counted once, with gradients", group="Activation checkpointing"
 )
-@pytest.mark.parametrize("way", [pytest.param(way, marks=[REVERSED] if way == "reentrant" else []) for way in WAYS])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("statistics", "rel"), [(EXACT, 1e-9), (DEFAULT, 2e-5)])
 def test_checkpointing_records_what_training_without_it_does(way, statistics, rel):
     """The twin under naive hooks trains without checkpoints: the numbers must be the same, calls and all."""
