@@ -33,7 +33,7 @@ class Arm:
     quick: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.model = model
+        self.model, self.optimizer = model, optimizer
 
     @classmethod
     def version(cls) -> str:
@@ -130,14 +130,14 @@ class UsersHook(_Hooked):
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         super().__init__(model, optimizer)
-        self.rows: list[list[float]] = []
+        self.rows: list[tuple[str, list[float]]] = []
 
     def saw(self, name: str, output: Any) -> None:
         x = first_tensor(output).detach().float().flatten()
         levels = torch.tensor([0.15, 0.5, 0.85], device=x.device)
         # torch.quantile takes 2^24 values at most; people take the first then.
         quantiles = torch.quantile(x[: 2**24], levels).tolist()
-        self.rows.append([x.mean().item(), x.std().item(), x.min().item(), x.max().item(), *quantiles])
+        self.rows.append((name, [x.mean().item(), x.std().item(), x.min().item(), x.max().item(), *quantiles]))
 
 
 class TensorBoard(_Hooked):

@@ -4,20 +4,20 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from benchmarks.arms import Arm, Plain
-from benchmarks.models import Subject, train_step
+from benchmarks.models import Subject
 
 __all__ = ["Contest", "Entrant", "bootstrap"]
 
-# What the probe writes at one go: a flush comes every 64 recorded steps or 10 s, whichever is first (bnprobe/attach.py).
+# The probe flushes every 64 recorded steps or every 10 s, whichever comes first (bnprobe/attach.py).
 FLUSH_STEPS, FLUSH_SECONDS = 64, 10.0
 _BLOCK_SECONDS = 0.5  # ours: shorter blocks drown in the machine's jitter
 _WARM_STEPS = 3
@@ -34,28 +34,35 @@ class Entrant:
         self._step = subject.step
 
     def block(self, steps: int, warm: int = _WARM_STEPS) -> float:
-        """Mean seconds of a step over a block: the watcher is put on, warmed up and emptied, then timed until it is emptied.
+        """Mean seconds of a step: the watcher is put on, warmed up and emptied, then timed until it is emptied again.
 
         So a block holds the watcher's work in its natural share. Putting it on and taking it off is not timed.
         """
-        watcher = self.arm(self.model, self._optimizer)
-        try:
-            self._steps(watcher, warm)
-            watcher.finish()
+        with self.watching(warm) as (take, empty):
             gc.collect()
             self._wait()
             begin = time.perf_counter()
-            self._steps(watcher, steps)
-            watcher.finish()
+            take(steps)
+            empty()
             self._wait()
             return (time.perf_counter() - begin) / steps
+
+    @contextmanager
+    def watching(self, warm: int = _WARM_STEPS) -> Iterator[tuple[Callable[[int], None], Callable[[], None]]]:
+        """A watcher that is warmed up and emptied: what takes so many steps, and what empties it."""
+        watcher = self.arm(self.model, self._optimizer)
+
+        def take(steps: int) -> None:
+            for _ in range(steps):
+                self._step(watcher.forward, self._optimizer, self._batch)
+                watcher.step()
+
+        try:
+            take(warm)
+            watcher.finish()
+            yield take, watcher.finish
         finally:
             watcher.close()
-
-    def _steps(self, watcher: Arm, steps: int) -> None:
-        for _ in range(steps):
-            self._step(watcher.forward, self._optimizer, self._batch)
-            watcher.step()
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ class Contest:
         seconds: measuring time.
         pairs: neighbouring blocks at least, however long they take.
         wait: called at both ends of a block, where a device works on its own.
+        steps: steps a block; None: whole flush periods for what is quick, a few seconds for what is not.
     """
 
     subject: Subject
@@ -75,13 +83,14 @@ class Contest:
     seconds: float
     pairs: int = 5
     wait: Callable[[], None] = lambda: None
+    steps: int | None = None
 
     def run(self) -> dict[str, Any]:
         """Medians, the ratio of medians, and its 95 % bootstrap interval."""
         plain, watched = (Entrant(self.subject, arm, self.wait) for arm in (Plain, self.arm))
         alone = plain.block(3)
-        steps = self._steps(alone, watched)
-        plain_steps = max(steps, math.ceil(_BLOCK_SECONDS / alone)) if not self.arm.quick else steps
+        steps = self.steps or self.block_steps(alone, watched)
+        plain_steps = steps if self.arm.quick or self.steps else max(steps, math.ceil(_BLOCK_SECONDS / alone))
         times: list[tuple[float, float]] = []
         begin = time.perf_counter()
         while len(times) < self.pairs or time.perf_counter() - begin < self.seconds:
@@ -94,9 +103,14 @@ class Contest:
             times.append((a, b))
         return {**bootstrap(times), "steps_a_block": steps}
 
-    def _steps(self, alone: float, watched: Entrant) -> int:
-        """Steps a block: whole flush periods for what is quick, a few seconds for what is not."""
-        if not self.arm.quick:
+    def block_steps(self, alone: float, watched: Entrant | None) -> int:
+        """Whole flush periods for what is quick, a few seconds for what is not.
+
+        Args:
+            alone: seconds of an unwatched step.
+            watched: what is timed where the watcher is not quick.
+        """
+        if not self.arm.quick and watched is not None:
             return max(1, min(FLUSH_STEPS, round(4 * _BLOCK_SECONDS / watched.block(1, warm=1))))
         if alone * FLUSH_STEPS > FLUSH_SECONDS:
             return math.ceil(FLUSH_SECONDS / alone)

@@ -1,13 +1,14 @@
 """What recording costs in memory: ``python -m benchmarks.memory SUBJECT ARM`` prints one process's peak as JSON.
 
-Method: a fresh process an arm. Every one first loads the same libraries (a probe on a small network writes and closes a run), then
-makes the subject and forgets the peak so far (``/proc/self/clear_refs``; where that is not allowed, the peak since the process's
-start is taken, and the result says so). Then it trains for a whole flush period, at least 70 steps or 12 s. The price is the
-peak resident size with the watcher less that without, the median over three processes each; the differences among the processes
-of one arm, reported beside it, are what the allocator and the system contribute.
+Method: a fresh process an arm. Every one first loads the same libraries (a probe on a small network writes and closes
+a run), then makes the subject and forgets the peak so far (``/proc/self/clear_refs``; where that is not allowed, the
+peak since the process's start is taken, and the result says so). Then it trains for a whole flush period, at least 70
+steps or 12 s. The price is the peak resident size with the watcher less that without, the median over three processes
+each; the differences among the processes of one arm, reported beside it, are what the allocator and the system
+contribute.
 
-Activations are the distinct storages that autograd saves for the backward pass of one step, without parameters, buffers and
-the batch.
+Activations are the distinct storages that autograd saves for the backward pass of one step, without parameters,
+buffers and the batch.
 """
 
 import argparse

@@ -26,11 +26,9 @@ class Subject:
     """A network and the batch on which it is trained.
 
     Attributes:
-        name: how the result calls it.
-        model: builds the network.
-        batch: makes a batch.
-        target: what a step with the default probe may take, relative to the step without; None where nothing is promised.
-        step: one training step, given the forward, the optimizer and a batch.
+        name: how the result calls it. model: builds the network. batch: makes a batch. target: what a step with the
+        default probe may take, relative to the step without; None where nothing is promised. step: one training step,
+        given the forward, the optimizer and a batch.
     """
 
     name: str
@@ -153,4 +151,3 @@ SUBJECTS = (
     Subject("resnet18", lambda: resnet((64, 128, 256, 512), 2), labelled(16, 3, 64, 64), 1.05),
     Subject("encoder", Encoder, labelled(16, 128, 256), 1.08),
 )
-

@@ -1,10 +1,11 @@
 """Other tools that watch layers, one adapter each; every one is optional and imported when it is first used.
 
-They record different things, most of them less than the probe: each adapter's docstring says what. All are told to record at
-every step, on the layers that the probe listens to by default as far as they take them.
+They record different things, most of them less than the probe: each adapter's docstring says what. All are told to
+record at every step, on the layers that the probe listens to by default as far as they take them.
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ __all__ = ["PEERS"]
 
 
 class Delve(Arm):
-    """Layer saturation: the covariance of the features of Conv2d and Linear layers at every step, its spectrum once a block."""
+    """Layer saturation: covariances of the features of Conv2d and Linear layers, their spectra once a block."""
 
     name = requires = "delve"
 
@@ -29,6 +30,7 @@ class Delve(Arm):
         from delve import SaturationTracker
 
         super().__init__(model, optimizer)
+        logging.getLogger("delve").setLevel(logging.WARNING)
         self._directory = tempfile.mkdtemp()
         # It writes attributes and hooks onto the layers and takes none off again.
         self._before = [(one, dict(vars(one)), dict(one._forward_hooks)) for one in model.modules()]
@@ -122,7 +124,7 @@ class NvdlfwInspect(Arm):
 
 
 class TorchLens(Arm):
-    """A copy of the output of every operation of the forward; no statistics. The light ``record``, not the full ``trace``."""
+    """Copies of the outputs of all operations of the forward, no statistics; by ``record``, lighter than ``trace``."""
 
     name = requires = "torchlens"
 

@@ -1,4 +1,4 @@
-"""One training step of a network with a probe and one without: what a probe must leave as it was, and what it must tell."""
+"""One training step of a network with a probe and one without: what must be the same, and what must be told."""
 
 import gc
 import hashlib
@@ -73,8 +73,9 @@ def check(specimen: Specimen) -> Outcome:
     """Train one step without a probe and, from the same seed, one step with it, and compare.
 
     Broken promises are: the loss, a gradient, a weight, a buffer, the optimizer's state or a random stream that is not
-    bitwise the same; a layer that is neither observed nor listed with a reason, or is said not to have been called though it
-    was; an error that the probe met; anything left on the model, its parameters, the optimizer or torch's global hooks.
+    bitwise the same; a layer that is neither observed nor listed with a reason, or is said not to have been called
+    though it was; an error that the probe met; anything left on the model, its parameters, the optimizer or torch's
+    global hooks.
     """
     begin, outcome = time.perf_counter(), Outcome()
     plain = _train(specimen)
@@ -166,13 +167,20 @@ def _fingerprint(tensors: list[Tensor]) -> str:
 def _shape(model: nn.Module) -> dict[str, Any]:
     """What stands on every module: the attributes' names, and the sizes of containers such as its tables of hooks."""
     return {
-        name: (type(one).__qualname__, {key: len(value) if isinstance(value, dict) else None for key, value in vars(one).items()})
+        name: (
+            type(one).__qualname__,
+            {key: len(value) if isinstance(value, dict) else None for key, value in vars(one).items()},
+        )
         for name, one in model.named_modules()
     }
 
 
 def _global_hooks() -> dict[str, int]:
-    return {name: len(value) for name, value in vars(torch_module).items() if name.startswith("_global") and isinstance(value, dict)}
+    return {
+        name: len(value)
+        for name, value in vars(torch_module).items()
+        if name.startswith("_global") and isinstance(value, dict)
+    }
 
 
 def _left_behind(trained: _Trained, shape: dict[str, Any], global_hooks: dict[str, int]) -> Iterator[str]:

@@ -175,11 +175,12 @@ FAMILIES = {
 # Pixels a side where it is not 224: as few as the network takes.
 _PIXELS = {
     32: """
-        alphapose_coco centernet cgnet contextnet dabnet danet densenet_cifar diapreresnet_cifar diaresnet_cifar dicenet edanet
-        efficientnet efficientnetedge enet erfnet esnet espcnet fcn8sd fpenet fractalnet_cifar isqrtcovresnet linknet
-        lwopenpose_cmupan msdnet_cifar10 nin_cifar preresnet_cifar prnet pyramidnet_cifar regnet resdropresnet_cifar resnesta
-        resnet_cifar resneta resnetd resnext_cifar rir_cifar ror_cifar segnet sepreresnet_cifar seresnet_cifar
-        shakedropresnet_cifar shakeshakeresnet_cifar simplepose_coco simpleposemobile_coco sqnet tresnet unet wrn1bit_cifar
+        alphapose_coco centernet cgnet contextnet dabnet danet densenet_cifar diapreresnet_cifar diaresnet_cifar
+        dicenet edanet efficientnet efficientnetedge enet erfnet esnet espcnet fcn8sd fpenet fractalnet_cifar
+        isqrtcovresnet linknet lwopenpose_cmupan msdnet_cifar10 nin_cifar preresnet_cifar prnet pyramidnet_cifar regnet
+        resdropresnet_cifar resnesta resnet_cifar resneta resnetd resnext_cifar rir_cifar ror_cifar segnet
+        sepreresnet_cifar seresnet_cifar shakedropresnet_cifar shakeshakeresnet_cifar simplepose_coco
+        simpleposemobile_coco sqnet tresnet unet wrn1bit_cifar
         wrn_cifar xdensenet_cifar""",
     64: "ibppose_coco lednet bisenet deeplabv3 pspnet",
     128: "lffd scnet sinet icnet fastscnn",
@@ -192,7 +193,10 @@ _PIXELS_OF = {module: side for side, modules in _PIXELS.items() for module in mo
 
 # What a constructor must be told: networks that fix their input's size, and speech networks that would import librosa.
 _SETTINGS: dict[str, dict[str, Any]] = {
-    **{module: {"in_size": (_PIXELS_OF[module],) * 2} for module in ("bisenet", "deeplabv3", "pspnet", "icnet", "fastscnn")},
+    **{
+        module: {"in_size": (_PIXELS_OF[module],) * 2}
+        for module in ("bisenet", "deeplabv3", "pspnet", "icnet", "fastscnn")
+    },
     **{module: {"from_audio": False, "in_channels": 64} for module in ("jasper", "jasperdr", "quartznet")},
 }
 
@@ -241,12 +245,17 @@ def unlisted() -> dict[str, str]:
     """Modules of the installed pytorchcv of which no network is tried, with the reason."""
     if importlib.util.find_spec("pytorchcv") is None:
         return {}
-    found = (one.name for one in pkgutil.iter_modules(importlib.import_module("pytorchcv.models").__path__) if not one.ispkg)
+    found = (
+        one.name for one in pkgutil.iter_modules(importlib.import_module("pytorchcv.models").__path__) if not one.ispkg
+    )
     return {name: _LEFT_OUT.get(name, "not in the list of FAMILIES") for name in found if name not in FAMILIES}
 
 
 def _make(module: str, constructor: str) -> nn.Module:
-    return getattr(importlib.import_module(f"pytorchcv.models.{module}"), constructor)(**_SETTINGS.get(module, {}))
+    network = getattr(importlib.import_module(f"pytorchcv.models.{module}"), constructor)(**_SETTINGS.get(module, {}))
+    if module == "nvpattexp":  # it leaves its decoder as it finds the memory, so that no two are the same
+        nn.init.normal_(network.decoder.weight, std=0.1)
+    return network
 
 
 def _pictures(side: int) -> tuple[Tensor]:

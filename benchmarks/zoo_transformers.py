@@ -27,7 +27,13 @@ def _sound() -> dict[str, Tensor]:
 
 
 _TEXT = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-_VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 32}
+_VISION = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "image_size": 32,
+}
 
 
 @dataclass(frozen=True)
@@ -86,11 +92,19 @@ ARCHITECTURES = (
     Architecture(
         "SegformerForSemanticSegmentation",
         "SegformerConfig",
-        {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4], "decoder_hidden_size": 16},
+        {
+            "hidden_sizes": [8, 16, 24, 32],
+            "depths": [1, 1, 1, 1],
+            "num_attention_heads": [1, 2, 2, 4],
+            "decoder_hidden_size": 16,
+        },
         partial(_pictures, 64),
     ),
     Architecture(
-        "MobileNetV2ForImageClassification", "MobileNetV2Config", {"depth_multiplier": 0.25, "image_size": 32}, _pictures
+        "MobileNetV2ForImageClassification",
+        "MobileNetV2Config",
+        {"depth_multiplier": 0.25, "image_size": 32},
+        _pictures,
     ),
     Architecture(
         "WhisperForConditionalGeneration",
@@ -173,7 +187,8 @@ def specimens() -> Iterator[Specimen]:
 def _make(architecture: Architecture) -> nn.Module:
     transformers = importlib.import_module("transformers")
     parts = {
-        name: getattr(transformers, config)(**settings) for name, (config, settings) in (architecture.parts or {}).items()
+        name: getattr(transformers, config)(**settings)
+        for name, (config, settings) in (architecture.parts or {}).items()
     }
     config = getattr(transformers, architecture.config)(**architecture.settings, **parts)
     return getattr(transformers, architecture.model)(config)
