@@ -30,7 +30,7 @@ class Delve(Arm):
         from delve import SaturationTracker
 
         super().__init__(model, optimizer)
-        logging.getLogger("delve").setLevel(logging.WARNING)
+        logging.getLogger("delve.logger").setLevel(logging.WARNING)
         self._directory = tempfile.mkdtemp()
         # It writes attributes and hooks onto the layers and takes none off again.
         self._before = [(one, dict(vars(one)), dict(one._forward_hooks)) for one in model.modules()]

@@ -1,5 +1,6 @@
 """The benchmarks measure what they say; that they run at all is tested on the smallest subject."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import gpu, growth, memory, overhead
+from benchmarks import contest, gpu, growth, memory, overhead
 from benchmarks.arms import ARMS, Arm, Plain, default_layers
 from benchmarks.contest import Contest, Entrant, bootstrap
 from benchmarks.models import SUBJECTS, Subject, labelled, mlp, resnet50, small_cnn, train_step
@@ -67,27 +68,34 @@ def test_the_ratio_is_that_of_medians_and_its_interval_covers_it():
     assert result["extra_ms"] == pytest.approx(1e3 * np.median(b - a))
 
 
-def test_a_watcher_that_doubles_the_work_costs_twice():
+def test_a_watcher_that_doubles_the_work_costs_twice(monkeypatch):
+    """Counted, not timed: the clock says how many steps have been taken."""
+
     class Twice(Arm):
         name, quick = "twice", True
 
         def step(self):
-            x, _ = labelled(256, 784)()
-            for _ in range(4):
-                torch.mm(x, x.T)
+            clock[0] += 1
 
-    heavy = Subject("heavy", mlp, labelled(60, 784))
-    result = Contest(heavy, Twice, 0.0, pairs=3, steps=30).run()
-    assert result["ratio"] > 1.2
+    clock = [0.0]
+
+    def step(forward, optimizer, batch):
+        clock[0] += 1
+
+    monkeypatch.setattr(contest.time, "perf_counter", lambda: clock[0])
+    result = Contest(dataclasses.replace(TINY, step=step), Twice, 0.0, pairs=3, steps=30).run()
+    assert result["ratio"] == 2
+    assert result["interval"] == [2, 2]
+    assert (result["plain_ms"], result["step_ms"], result["extra_ms"]) == (1000, 2000, 1000)
     assert (result["pairs"], result["steps_a_block"]) == (3, 30)
 
 
 def test_a_block_of_the_probe_is_whole_periods_of_flushes():
     probe = ARMS[0]
-    contest = Contest(TINY, probe, 1.0)
-    assert contest.block_steps(1e-3, None) == 512  # half a second, and 8 periods
-    assert contest.block_steps(0.1, None) == 64
-    assert contest.block_steps(1.0, None) == 10  # flushes come by time
+    of_probe = Contest(TINY, probe, 1.0)
+    assert of_probe.block_steps(1e-3, None) == 512  # half a second, and 8 periods
+    assert of_probe.block_steps(0.1, None) == 64
+    assert of_probe.block_steps(1.0, None) == 10  # flushes come by time
 
 
 def test_activations_are_what_autograd_saves():
@@ -97,8 +105,19 @@ def test_activations_are_what_autograd_saves():
     assert memory.activation_bytes(subject) == 8 * 5 * 4
 
 
+@pytest.fixture
+def _small(monkeypatch):
+    """The smallest subject under the first one's name and target, and short blocks."""
+    monkeypatch.setattr(overhead, "SUBJECTS", (dataclasses.replace(TINY, name="mlp", target=1.35), *SUBJECTS[1:]))
+    monkeypatch.setattr(contest, "FLUSH_STEPS", 4)
+    monkeypatch.setattr(contest, "_BLOCK_SECONDS", 0.01)
+    yield
+    torch.set_num_threads(2)
+
+
+@pytest.mark.usefixtures("_small")
 def test_overhead_runs_and_names_what_is_missing():
-    result = overhead.run("mlp", "probe,users_hook,torchlens", seconds=0.0, memory=False)
+    result = overhead.run("mlp", "probe,users_hook,torchlens", seconds=0.0, threads=1, memory=False)
     assert result["not_installed"] == ([] if find_spec("torchlens") else ["torchlens"])
     measured = result["subjects"]["mlp"]
     assert measured["probe"]["target"] == 1.35
@@ -106,6 +125,7 @@ def test_overhead_runs_and_names_what_is_missing():
     json.dumps(result)
 
 
+@pytest.mark.usefixtures("_small")
 def test_overhead_goes_on_when_another_tool_breaks(monkeypatch):
     class Breaks(Arm):
         name, requires = "breaks", "numpy"
@@ -114,7 +134,7 @@ def test_overhead_goes_on_when_another_tool_breaks(monkeypatch):
             raise ZeroDivisionError("by design")
 
     monkeypatch.setitem(overhead._EVERYBODY, "breaks", Breaks)
-    result = overhead.run("mlp", "breaks", seconds=0.0, memory=False)
+    result = overhead.run("mlp", "breaks", seconds=0.0, threads=1, memory=False)
     assert result["subjects"]["mlp"]["breaks"] == {"failed": "ZeroDivisionError: by design"}
 
 
@@ -162,7 +182,9 @@ def test_without_a_gpu_its_benchmark_says_so():
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: run the benchmark itself")
-def test_the_gpu_benchmarks_code_runs_on_the_cpu():
+def test_the_gpu_benchmarks_code_runs_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(gpu, "_ARMS", ARMS[:1])
+    monkeypatch.setattr(gpu, "resnet50", small_cnn)
     result = gpu.run(seconds=0.0, modes="eager", tiny=True)
     assert result["device"] == "cpu (no result)"
     assert result["eager"]["probe"]["ratio"] > 0
