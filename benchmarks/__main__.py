@@ -1,6 +1,7 @@
 """``python -m benchmarks NAME``: measure, print, and write the result beside a description of the machine."""
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -10,26 +11,29 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import bnprobe
-from benchmarks import overhead, reading
+import torch
 
-_BENCHMARKS = {"overhead": overhead.run, "reading": reading.run}
+import bnprobe
+
+# By name: each is a module with `add_arguments(parser)` and `run(...)`, which takes what the options are called.
+_BENCHMARKS = ("gpu", "growth", "overhead", "reading", "zoo")
 
 
 def main() -> None:
     """Run the benchmark that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=sorted(_BENCHMARKS))
-    parser.add_argument("--seconds", type=float, default=30.0, help="measuring time a subject")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    arguments = parser.parse_args()
-    result = {
-        "benchmark": arguments.name,
-        "environment": environment(),
-        "result": _BENCHMARKS[arguments.name](arguments.seconds),
-    }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"{arguments.name}.json"
+    commands = parser.add_subparsers(dest="benchmark", required=True)
+    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in _BENCHMARKS}
+    for name, module in modules.items():
+        summary = (module.__doc__ or "").splitlines()[0]
+        command = commands.add_parser(name, help=summary, description=module.__doc__)
+        command.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the result")
+        module.add_arguments(command)
+    options = vars(parser.parse_args())
+    name, out = options.pop("benchmark"), options.pop("out")
+    result = {"benchmark": name, "environment": environment(), "result": modules[name].run(**options)}
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     json.dump(result["result"], sys.stdout, indent=1)
     print(f"\n{path}")
@@ -41,7 +45,10 @@ def environment() -> dict[str, Any]:
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": platform.machine(),
+        "system": platform.system(),
         "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "python": platform.python_version(),
         "bnprobe": bnprobe.__version__,
         **{name: version(name) for name in names},

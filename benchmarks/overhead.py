@@ -1,124 +1,102 @@
-"""What recording costs: step times with and without a probe, interleaved in one process."""
+"""What recording costs: step times with and without a probe, in turns in one process, and the extra peak of memory.
 
-import itertools
-import statistics
-import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+How a step is timed: blocks of steps alternate, alone and watched (A B, B A, A B ...), in one process, on models and
+batches of their own made from the same seed. In a watched block the watcher is put on, warmed up for three steps and
+emptied; then the block's steps are timed until the watcher has worked off all it holds (the probe: has flushed). A
+block of the probe is whole periods of its own flushes, 64 steps or 10 s, so that flushes are in it in their natural
+share; for a step of a millisecond it is eight such periods. Watchers that cost a multiple of the step get shorter
+blocks. The ratio is that of the medians over blocks; its interval comes from drawing pairs of neighbouring blocks
+again.
+
+Beside the probe, on the layers that it listens to by default: the probe with every statistic exact, the probe at every
+tenth step, a user's own hooks, TensorBoard's histograms, and other tools (``benchmarks/peers.py``), each with its
+version, if they are installed. Memory: see ``benchmarks/memory.py``.
+"""
+
+import argparse
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-import bnprobe
-from benchmarks.models import SUBJECTS, Subject, train_step
+from benchmarks.arms import ARMS, Arm
+from benchmarks.contest import Contest
+from benchmarks.memory import extra_memory
+from benchmarks.models import SUBJECTS, Subject
+from benchmarks.peers import PEERS
 
-__all__ = ["run"]
+__all__ = ["add_arguments", "run"]
 
-_BLOCK_SECONDS = 0.4  # long enough that a block holds flushes in their usual share
+_EVERYBODY: dict[str, type[Arm]] = {arm.name: arm for arm in (*ARMS, *PEERS)}
+_SLOW_SHARE, _SLOW_PAIRS = 0.25, 3  # of the time, for watchers whose price is plain to see
 
 
-def run(seconds: float = 30.0, subjects: str = "mlp,resnet20,resnet18,encoder") -> dict[str, Any]:
-    """Ratio of step times with the default probe at every step to those without, per subject.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``python -m benchmarks overhead``."""
+    names = [subject.name for subject in SUBJECTS]
+    parser.add_argument("--subjects", default=",".join(names), help="separated by commas (default: all)")
+    parser.add_argument("--arms", default=",".join(_EVERYBODY), help="separated by commas (default: all)")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="measuring time of a quick arm; slow ones get a quarter"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="torch's threads (the targets are for two)")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="measure time alone")
+
+
+def run(subjects: str, arms: str, seconds: float = 60.0, threads: int = 2, memory: bool = True) -> dict[str, Any]:
+    """Ratio of step times with a watcher at every step to those without, per subject and watcher.
 
     Args:
-        seconds: how long each subject is measured.
-        subjects: their names, separated by commas.
+        subjects: names, separated by commas.
+        arms: names, separated by commas.
+        seconds: measuring time of a quick arm on one subject.
+        threads: torch's threads.
+        memory: whether the probe's extra peak of memory is measured as well.
 
     Returns:
-        Per subject and rival: median step times in milliseconds, the ratio of medians and its 95 % bootstrap interval.
+        Per subject and arm: median step times in milliseconds, the ratio of medians and its 95 % bootstrap interval,
+        the target where there is one; and which tools are not installed.
     """
-    torch.set_num_threads(2)
-    chosen = [subject for subject in SUBJECTS if subject.name in subjects.split(",")]
-    return {subject.name: _measure(subject, seconds) for subject in tqdm(chosen, desc="overhead", disable=None)}
-
-
-def _measure(subject: Subject, seconds: float) -> dict[str, Any]:
-    arms = {name: _arm(subject, name) for name in ("plain", "probe", "exact", "users_hook")}
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for name in itertools.islice(itertools.cycle(arms), len(arms)):
-        next(arms[name])  # warm up
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        for name, arm in arms.items():
-            times[name].append(next(arm))
+    torch.set_num_threads(threads)
+    chosen = _choose(subjects, {one.name: one for one in SUBJECTS})
+    watchers = _choose(arms, _EVERYBODY)
+    present = [one for one in watchers if not one.missing()]
     return {
-        name: {"step_ms": 1e3 * statistics.median(values)} | ({} if name == "plain" else _ratio(times["plain"], values))
-        for name, values in times.items()
+        "threads": torch.get_num_threads(),
+        "versions": {one.name: one.version() for one in present if one.requires},
+        "not_installed": [one.name for one in watchers if one.missing()],
+        "what": {one.name: (one.__doc__ or "").split("\n")[0] for one in present},
+        "subjects": {
+            subject.name: _measure(subject, present, seconds, memory)
+            for subject in tqdm(chosen, desc="overhead", disable=None)
+        },
     }
 
 
-def _arm(subject: Subject, kind: str) -> Iterator[float]:
-    """Mean step time of one block after another; a probe is attached for each block anew."""
-    torch.manual_seed(0)
-    model, batch = subject.model(), subject.batch()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    steps = max(1, round(_BLOCK_SECONDS / _once(model, optimizer, batch)))
-    steps = steps if kind in ("plain", "probe") else max(1, steps // 20)  # the slow ones need no long blocks
-    while True:
-        with _listening(kind, model, optimizer) as probe:
-            begin = time.perf_counter()
-            for _ in range(steps):
-                train_step(model, optimizer, batch)
-            if isinstance(probe, bnprobe.Probe):
-                probe.flush()  # what is in memory is part of the price
-            yield (time.perf_counter() - begin) / steps
+def _choose(names: str, things: dict[str, Any]) -> list[Any]:
+    wanted = names.split(",")
+    if unknown := [name for name in wanted if name not in things]:
+        raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(things)}")
+    return [things[name] for name in wanted]
 
 
-def _listening(kind: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> AbstractContextManager[Any]:
-    if kind == "plain":
-        return nullcontext()
-    if kind == "users_hook":
-        return _UsersHook(model)
-    chosen: tuple[bnprobe.statistics.Statistic, ...] = ()
-    if kind == "exact":
-        s = bnprobe.statistics
-        chosen = (
-            s.Moments(exact=True),
-            s.Quantiles(exact=True),
-            s.Gradients(exact=True),
-            s.RunningGap(),
-            s.Saturation(exact=True),
-        )
-    return bnprobe.attach(model, *chosen, optimizer=optimizer)
+def _measure(subject: Subject, arms: list[type[Arm]], seconds: float, memory: bool) -> dict[str, Any]:
+    result = {
+        arm.name: _contest(subject, arm, seconds) for arm in tqdm(arms, desc=subject.name, leave=False, disable=None)
+    }
+    if "probe" in result and subject.target is not None:
+        result["probe"] |= {"target": subject.target, "within": result["probe"]["ratio"] <= subject.target}
+    return result | ({"memory": extra_memory(subject)} if memory else {})
 
 
-class _UsersHook:
-    """What people write today: mean, standard deviation, extremes and three quantiles of every layer's output."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.rows: list[list[float]] = []
-        leaves = [module for module in model.modules() if not list(module.children())]
-        self._handles = [module.register_forward_hook(self._hook) for module in leaves]
-
-    def _hook(self, _module: nn.Module, _args: Any, output: Tensor) -> None:
-        x = output.detach().float().flatten()
-        levels = torch.tensor([0.15, 0.5, 0.85])
-        self.rows.append(
-            [x.mean().item(), x.std().item(), x.min().item(), x.max().item(), *torch.quantile(x, levels).tolist()]
-        )
-
-    def __enter__(self) -> "_UsersHook":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
-def _once(model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor]) -> float:
-    for _ in range(3):
-        begin = time.perf_counter()
-        train_step(model, optimizer, batch)
-    return time.perf_counter() - begin
-
-
-def _ratio(plain: list[float], other: list[float]) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    a, b = np.array(plain), np.array(other)
-    pick = rng.integers(len(a), size=(2000, len(a)))  # pairs of neighbouring blocks: the machine's mood is shared
-    ratios = np.median(b[pick], 1) / np.median(a[pick], 1)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return {"ratio": float(np.median(b) / np.median(a)), "interval": [float(low), float(high)], "blocks": len(a)}
+def _contest(subject: Subject, arm: type[Arm], seconds: float) -> dict[str, Any]:
+    if arm.quick:
+        return Contest(subject, arm, seconds).run()
+    try:
+        return Contest(subject, arm, seconds * _SLOW_SHARE, _SLOW_PAIRS).run()
+    except (
+        Exception
+    ) as error:  # another tool that breaks on a model is a result, and the others still have to be measured
+        if not arm.requires:
+            raise
+        return {"failed": f"{type(error).__name__}: {error}"}

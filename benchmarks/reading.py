@@ -1,5 +1,6 @@
 """What reading costs: a run of 1,000 steps and 100 layers, written by a probe's own table builder."""
 
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -12,12 +13,16 @@ import bnprobe
 from bnprobe.records import DEFAULT_LEVELS, Layer, Measured, Record
 from bnprobe.store import Placed, Writer, build_table
 
-__all__ = ["run"]
+__all__ = ["add_arguments", "run"]
 
 _STEPS, _LAYERS, _FLUSH, _CHANNELS = 1000, 100, 50, 64
 
 
-def run(seconds: float = 0.0) -> dict[str, Any]:  # noqa: ARG001 - one signature for all benchmarks
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``python -m benchmarks reading``: none."""
+
+
+def run() -> dict[str, Any]:
     """Seconds and extra memory of loading, framing and drifting."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "run"
