@@ -77,7 +77,7 @@ def _slots(module: nn.Module) -> list[tuple[nn.Module, str]]:
     """Where a layer's weights are kept: modules and the names of their parameters."""
     own = [(module, "", name) for name, _ in module.named_parameters(recurse=False)]
     if "parametrizations" in module._modules:  # a scripted module's know no `get`
-        for path, inner in module._modules["parametrizations"].named_modules():
+        for path, inner in module.get_submodule("parametrizations").named_modules():
             own += [(inner, path, name) for name in inner._parameters]
     return [
         (owner, name)
