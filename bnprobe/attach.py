@@ -2,12 +2,9 @@
 
 import atexit
 import os
-import shutil
-import tempfile
 import time
 import warnings
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +18,7 @@ from bnprobe.errors import ArgumentError, BnprobeError
 from bnprobe.hooks.sites import LayerChoice, Site, find_sites, unwrap
 from bnprobe.hooks.taps import OptimizerTaps, Taps
 from bnprobe.listen import Reader
+from bnprobe.ranks import open_outlet, seed_of_rank
 from bnprobe.records import DEFAULT_LEVELS, Layer
 from bnprobe.schedule import Schedule, as_schedule
 from bnprobe.statistics import Gradients, Moments, Quantiles, RunningGap, Saturation, Statistic
@@ -46,6 +44,10 @@ def attach(
     seed: int = 0,
 ) -> "Probe":
     """Listen to a model while it trains, without changing what it does.
+
+    In a job of several processes (``torch.distributed``) every rank attaches with the same arguments and rank 0
+    records what all of them saw; ``count`` tells how much went in. A rank whose ``out`` or settings differ, or that
+    attaches alone, has a record of its own and says so.
 
     Args:
         model: any module; DDP, FSDP and compiled wrappers are looked through.
@@ -97,7 +99,7 @@ class Probe:
         seed: int,
     ) -> None:
         self._sites, self._schedule, self._optimizer = list(sites), schedule, optimizer
-        self._sampler, self._collector = Sampler(sample, seed), Collector(statistics)
+        self._sampler, self._collector = Sampler(sample, seed_of_rank(seed)), Collector(statistics)
         gaps = any(isinstance(statistic, RunningGap) for statistic in statistics)
         self._reader = Reader(self._sampler, self._collector, gaps, self._forward_begins)
         self._weights = WeightNorms(sites) if any(isinstance(one, Gradients) for one in statistics) else None
@@ -106,18 +108,14 @@ class Probe:
         self._pid = os.getpid()
         self._by_hand = self._trained = False
         self._unwritten_steps, self._last_flush = 0, time.monotonic()
-        path = Path(out if out is not None else tempfile.mkdtemp(prefix="bnprobe-"))
-        self._writer = Writer(
-            path,
-            settings=_settings(statistics, schedule, optimizer, sample, seed),
-            layers=[site.describe() for site in sites],
-            levels=next((one.levels for one in statistics if isinstance(one, Quantiles)), DEFAULT_LEVELS),
-            start=start,
-        )
-        self._run = Run(path)
-        if out is None:
-            weakref.finalize(self._run, shutil.rmtree, path, ignore_errors=True)
-        self._reader.now = self._writer.first_step
+        settings, layers = _settings(statistics, schedule, optimizer, sample, seed), [one.describe() for one in sites]
+        levels = next((one.levels for one in statistics if isinstance(one, Quantiles)), DEFAULT_LEVELS)
+
+        def open_writer(path: Path, more: Mapping[str, Any]) -> Writer:
+            return Writer(path, settings={**settings, **more}, layers=layers, levels=levels, start=start)
+
+        self._outlet = open_outlet(out, open_writer, {**settings, "levels": levels}, [one.name for one in sites])
+        self._reader.now = self._outlet.first_step
         self._reader.recording = bool(schedule(self.now))
         self.attached = True
         with self._detached_on_error():
@@ -137,10 +135,15 @@ class Probe:
         """Everything recorded so far.
 
         Asked for in the middle of a step, it ends that step's records: what the step brings later is recorded beside.
+        In a job of several processes it has the steps that all of them have completed and reported, which they do now
+        and then, at :meth:`flush` and at :meth:`detach`.
+
+        Raises:
+            RunError: rank 0 records what this rank sees, in a directory that cannot be read from here.
         """
         if self.attached:
             self.flush()
-        return self._run
+        return self._outlet.run
 
     def step(self) -> None:
         """A training step is over; for loops whose optimizer the probe was not given. Call it from the first step on.
@@ -157,10 +160,12 @@ class Probe:
         self._tick()
 
     def flush(self) -> None:
-        """Write what has been seen to the run directory."""
-        if len(self._collector):
-            with torch.no_grad():
-                self._writer.append(self._collector.table())
+        """Write what has been seen to the run directory; in a job of several processes, or report it to rank 0."""
+        self._flush(complete=self.now - 1)
+
+    def _flush(self, complete: int) -> None:
+        with torch.no_grad():
+            self._outlet.write(self._collector, complete)
         for name, reason in self._collector.failures.items():
             warnings.warn(
                 f"bnprobe could not finish {name}: {reason}; its values are missing", RuntimeWarning, stacklevel=2
@@ -180,7 +185,7 @@ class Probe:
         try:
             self.flush()
         finally:
-            self._writer.close(next_step=self.now)
+            self._outlet.close(next_step=self.now)
 
     def __enter__(self) -> "Probe":
         return self
@@ -192,7 +197,7 @@ class Probe:
 
     def __repr__(self) -> str:
         state = "attached" if self.attached else "detached"
-        return f"Probe({state}, {len(self._sites)} layers, step {self.now}, {str(self._run.path)!r})"
+        return f"Probe({state}, {len(self._sites)} layers, step {self.now}, {str(self._outlet.path)!r})"
 
     # The clock.
 
@@ -234,11 +239,10 @@ class Probe:
     def _flush_or_warn(self) -> None:
         """In the middle of somebody's training a full disk is told, not raised; asked for, :meth:`flush` raises."""
         try:
-            self.flush()
+            self._flush(complete=self.now)
         except Exception as error:  # whatever it is, it is not worth somebody's training
-            message = (
-                f"bnprobe could not write to {str(self._run.path)!r}: {error}; records up to step {self.now} are lost"
-            )
+            where = str(self._outlet.path)
+            message = f"bnprobe could not write to {where!r}: {error}; records up to step {self.now} are lost"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
             self._unwritten_steps, self._last_flush = 0, time.monotonic()
 
@@ -254,7 +258,7 @@ class Probe:
         ]
         if inventory != self._inventory:
             self._inventory = inventory
-            self._writer.update_layers(inventory)
+            self._outlet.update_layers(inventory)
 
     @contextmanager
     def _detached_on_error(self) -> Iterator[None]:
@@ -263,7 +267,7 @@ class Probe:
         except BaseException:
             self.attached = False
             self._let_go()
-            self._writer.close()
+            self._outlet.close()
             raise
 
     def _let_go(self) -> None:

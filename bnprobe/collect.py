@@ -12,9 +12,10 @@ from torch import Tensor
 from bnprobe.records import COMPUTED, Measured, Record
 from bnprobe.statistics.base import Observation, Statistic
 from bnprobe.statistics.sample import Sample
+from bnprobe.statistics.weights import ShardedNorm
 from bnprobe.store import Placed, build_table
 
-__all__ = ["UNMEASURABLE", "Collector", "Key"]
+__all__ = ["UNMEASURABLE", "Collector", "Key", "Taken"]
 
 # What a strange tensor or a user's own statistic may raise while it is read.
 UNMEASURABLE = (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError)
@@ -41,6 +42,31 @@ class _Entry:
     states: dict[int, Any] = field(default_factory=dict)
 
 
+Number = Tensor | float | ShardedNorm
+
+
+@dataclass
+class Taken:
+    """What a collector had seen at some moment: counts and the statistics' states by key, and single numbers."""
+
+    entries: dict[Key, _Entry] = field(default_factory=dict)
+    numbers: dict[Key, dict[str, Number]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.entries) + len(self.numbers)
+
+    def split(self, last: int) -> "Taken":
+        """Remove and return everything up to step ``last``."""
+        early = Taken(
+            {key: entry for key, entry in self.entries.items() if key.step <= last},
+            {key: row for key, row in self.numbers.items() if key.step <= last},
+        )
+        for mine, gone in ((self.entries, early.entries), (self.numbers, early.numbers)):
+            for key in gone:
+                del mine[key]
+        return early
+
+
 class Collector:
     """Keeps observations until :meth:`table` turns them into rows.
 
@@ -55,11 +81,11 @@ class Collector:
     def __init__(self, statistics: Sequence[Statistic]) -> None:
         self._statistics = tuple(statistics)
         self._entries: dict[Key, _Entry] = {}
-        self._numbers: dict[Key, dict[str, Tensor | float]] = {}
+        self._numbers: dict[Key, dict[str, Number]] = {}
         self._wanted: dict[tuple[int, str], tuple[int, ...]] = {}
         self.bytes = 0
         self.failures: dict[str, str] = {}
-        self._broken: set[int] = set()
+        self._broken: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self._entries) + len(self._numbers)
@@ -86,19 +112,47 @@ class Collector:
             with torch.no_grad():
                 self._fold(entry)
 
-    def add_numbers(self, key: Key, numbers: Mapping[str, Tensor | float]) -> None:
+    def add_numbers(self, key: Key, numbers: Mapping[str, Number]) -> None:
         """Single numbers that need no statistic: norms and learning rates."""
         self._numbers.setdefault(key, {}).update(numbers)
 
-    def table(self) -> pa.Table:
-        """All records so far as one table; the collector is empty afterwards."""
-        # Another thread may go on listening: what it brings belongs to the next table.
+    def take(self) -> Taken:
+        """Everything seen so far; the collector is empty afterwards."""
+        # Another thread may go on listening: what it brings belongs to the next one.
         entries, numbers = self._entries, self._numbers
         self._entries, self._numbers, self.bytes = {}, {}, 0
-        placed: dict[str, list[Placed]] = {}
         with torch.no_grad():
             for entry in entries.values():
                 self._fold(entry)
+        return Taken(entries, numbers)
+
+    def join(self, parts: Iterable[Taken]) -> Taken:
+        """What several processes saw, as if one had: states and shards merge, of other numbers the first stands."""
+        whole = Taken()
+        merged: dict[tuple[int, int, int], tuple[Any, Any, Any]] = {}  # of a tensor seen at two places, once
+        with torch.no_grad():
+            for part in parts:
+                for key, entry in part.entries.items():
+                    mine = whole.entries.setdefault(key, _Entry())
+                    mine.count += entry.count
+                    for index, state in entry.states.items():
+                        before = mine.states.get(index)
+                        mine.states[index] = state if before is None else self._merge(index, before, state, merged)
+                for key, row in part.numbers.items():
+                    numbers = whole.numbers.setdefault(key, {})
+                    for name, value in row.items():
+                        first = numbers.setdefault(name, value)
+                        if first is not value and isinstance(first, ShardedNorm) and isinstance(value, ShardedNorm):
+                            numbers[name] = first.merge(value)
+        return whole
+
+    def table(self, taken: Taken | None = None) -> pa.Table:
+        """Records as one table: of ``taken``, else of everything so far, after which the collector is empty."""
+        taken = self.take() if taken is None else taken
+        entries, numbers = taken.entries, {key: _known(row) for key, row in taken.numbers.items()}
+        numbers = {key: row for key, row in numbers.items() if row}
+        placed: dict[str, list[Placed]] = {}
+        with torch.no_grad():
             for index, statistic in enumerate(self._statistics):
                 states = [entry.states.get(index) for entry in entries.values()]
                 try:
@@ -114,10 +168,29 @@ class Collector:
         records += [Record(*key, 0) for key in numbers]
         return build_table(records, placed)
 
+    @property
+    def broken(self) -> dict[int, str]:
+        """Statistics that failed, by their position, with the reason."""
+        return dict(self._broken)
+
+    def give_up(self, index: int, why: str) -> None:
+        """A statistic that failed once is not taken again: half its rows would say nothing true."""
+        if index not in self._broken:
+            self._broken[index] = self.failures[type(self._statistics[index]).__name__] = why
+
     def _fail(self, index: int, error: Exception) -> None:
-        """A statistic whose states do not merge or finish is not taken again: half its rows would say nothing true."""
-        self._broken.add(index)
-        self.failures[type(self._statistics[index]).__name__] = f"{type(error).__name__}: {error}"
+        self.give_up(index, f"{type(error).__name__}: {error}")
+
+    def _merge(self, index: int, a: Any, b: Any, merged: dict[tuple[int, int, int], tuple[Any, Any, Any]]) -> Any:
+        known = merged.get((index, id(a), id(b)))
+        if known is None:
+            result = a
+            try:
+                result = self._statistics[index].merge(a, b) if index not in self._broken else a
+            except UNMEASURABLE as error:
+                self._fail(index, error)
+            known = merged[index, id(a), id(b)] = a, b, result  # ids are good while their objects live
+        return known[2]
 
     def _applying(self, site: Any, place: str) -> tuple[int, ...]:
         known = self._wanted.get((id(site), place))
@@ -193,6 +266,12 @@ def _spread(measured: Measured, which: np.ndarray[Any, np.dtype[np.intp]]) -> Me
         grid=None if measured.grid is None else measured.grid[which],
         channel_errors=pick(measured.channel_errors),
     )
+
+
+def _known(numbers: Mapping[str, Number]) -> dict[str, Tensor | float]:
+    """Numbers without the norms of which only some shards are here."""
+    whole = {name: value.whole() if isinstance(value, ShardedNorm) else value for name, value in numbers.items()}
+    return {name: value for name, value in whole.items() if value is not None}
 
 
 def _place_numbers(numbers: Mapping[Key, Mapping[str, Tensor | float]], offset: int) -> Iterable[tuple[str, Placed]]:
