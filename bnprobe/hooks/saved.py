@@ -89,6 +89,8 @@ def output_moments(site: Site, inputs: GroupMoments) -> GroupMoments | None:
     if hasattr(layer, "parametrizations"):  # reading a parametrised weight runs somebody's code
         return None
     gamma, beta = layer.weight, layer.bias
+    if any(type(one) not in (Tensor, nn.Parameter) for one in (gamma, beta) if one is not None):
+        return None  # a sharded one's operations may wait for other processes
     if gamma is not None:
         variance = variance * gamma.detach().square()
     mean = beta.detach().clone() if beta is not None else torch.zeros_like(variance)

@@ -126,7 +126,7 @@ class Site:
         momentum = getattr(self.module, "momentum", None)
         return Layer(
             name=self.name,
-            kind=type(self.module).__name__,
+            kind=_kind(self.module),
             family=self.family,
             channels=self.channels,
             eps=float(eps) if isinstance(eps, float | int) and self.is_norm else None,
@@ -212,6 +212,13 @@ def _is_default(module: nn.Module) -> bool:
         return True
     leaf = not [name for name, _ in module.named_children() if name != "parametrizations"]
     return leaf and bool(list(module.parameters(recurse=True)))
+
+
+def _kind(module: nn.Module) -> str:
+    """Name of a layer's class; ``fully_shard`` puts one of its own before it."""
+    own, *bases = type(module).__mro__
+    sharded = len(bases) > 1 and bases[0].__name__ == "FSDPModule" and bases[0].__module__.startswith("torch.")
+    return bases[1].__name__ if sharded else own.__name__
 
 
 def _family(module: nn.Module) -> str:

@@ -25,10 +25,8 @@ Out = str | os.PathLike[str] | None
 
 def seed_of_rank(seed: int) -> int:
     """A seed of this rank's own, so that ranks look at different places; rank 0 keeps the seed."""
-    world = mail.world()
-    if world is None or world[0] == 0:
-        return seed
-    return int(np.random.SeedSequence([seed % 2**63, world[0]]).generate_state(1, np.uint64)[0] >> 1)
+    rank, _ = mail.world()
+    return int(np.random.SeedSequence([seed % 2**63, rank]).generate_state(1, np.uint64)[0] >> 1) if rank else seed
 
 
 def open_outlet(
@@ -42,15 +40,14 @@ def open_outlet(
         settings: what is measured; ranks whose settings, layers and ``out`` equal rank 0's form one run.
         layers: names of the layers.
     """
-    try:
-        world = mail.world()
-    except Exception as error:  # a process group of another make, whose store is not there
-        world = None
-        _warn(f"this rank's records are its own: the process group has no store to share them ({error})")
-    if world is None:
+    rank, size = mail.world()
+    if size < 2:
         return Alone(out, lambda path: open_writer(path, {}))
-    rank, size, store = world
     hello = Hello.of(out, settings, layers)
+    try:
+        store = mail.shared_store()
+    except Exception as error:  # a process group of another make; meetings there fail, and say so
+        store = mail.NoStore(str(error))
     return _lead(out, open_writer, size, store, hello) if rank == 0 else _join(out, open_writer, rank, store, hello)
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Inbox", "Outbox", "Store", "decode", "encode", "until", "world"]
+__all__ = ["Inbox", "NoStore", "Outbox", "Store", "decode", "encode", "shared_store", "until", "world"]
 
 Store = Any  # torch.distributed.Store; builds without torch.distributed have no such name
 
@@ -24,13 +24,16 @@ BACKLOG_BYTES = 256 * 2**20  # posted and not read; ours, for they lie in the me
 _POLL_SECONDS = 0.02
 
 
-def world() -> tuple[int, int, Store] | None:
-    """Rank and size of the process group and a place of our own in its store; None where there is one process."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2:
-        return None
+def world() -> tuple[int, int]:
+    """Rank and size of the process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def shared_store() -> Store:
+    """A place of our own in the process group's store."""
     from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-    return dist.get_rank(), dist.get_world_size(), PrefixStore("bnprobe", _get_default_store())
+    return PrefixStore("bnprobe", _get_default_store())
 
 
 def until(there: Callable[[], bool], seconds: float) -> bool:
@@ -41,6 +44,16 @@ def until(there: Callable[[], bool], seconds: float) -> bool:
             return False
         time.sleep(_POLL_SECONDS)
     return True
+
+
+class NoStore:
+    """Stands where there is none; whatever is asked of it fails with the reason."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(self._why)
 
 
 class Outbox:

@@ -247,7 +247,7 @@ class Leader:
                     self._receive(rank, decode(data), len(data))
             except Exception as error:  # the store is gone, or what came is not what was sent
                 del self._boxes[rank]
-                _warn(f"records of rank {rank} cannot be read any more ({error})")
+                _warn(f"what rank {rank} saw after step {self._complete[rank]} is missing: it cannot be read ({error})")
 
     def _receive(self, rank: int, post: Post, size: int) -> None:
         self._pending[rank].append((size, post.taken))
