@@ -1,6 +1,6 @@
-"""What tests/test_ranks.py runs in several processes: ``torchrun ... tests/ranks_job.py DIR PART ...``.
+"""What tests/test_ranks.py runs in several processes: ``torchrun ... tests/ranks_job.py DIR SECONDS PART ...``.
 
-Each rank writes what it found to ``DIR/PART-RANK.json``; the tests judge it.
+Each rank writes what it found to ``DIR/PART-RANK.json``; the tests judge it. SECONDS is how long it waits for others.
 """
 
 import contextlib
@@ -184,6 +184,7 @@ class Job:
             ("layers", {"out": self.folder / "layers", "layers": str(self.rank)}),
         ):
             net, mine = model(), found.setdefault(name, {})
+            dist.barrier()
             with noted(mine):
                 with bnprobe.attach(net, s.Moments(exact=True), **options) as probe:
                     net(torch.randn(4 + self.rank, 6))
@@ -247,9 +248,20 @@ class Job:
             probe = bnprobe.attach(net, *exactly(), optimizer=optimizer, out=self.folder / "fsdp")
             steps(net, optimizer, part_of(self.rank, ROWS))
             probe.detach()
-            with bnprobe.attach(net, s.Gradients(), optimizer=optimizer, out=self.folder / f"shard{self.rank}") as own:
-                steps(net, optimizer, part_of(self.rank, ROWS[:1]))
-            found["weight statistics on its own"] = sorted(set(own.run.frame(place="weight").statistic))
+        return found
+
+    def shard(self):
+        """Attached on one rank only: were there a collective in it, the other would not take part."""
+        net, found = sharded(model()), {}
+        optimizer = torch.optim.SGD(net.parameters(), lr=LR)
+        with noted(found):
+            alone = self.rank == 0
+            with (
+                bnprobe.attach(net, optimizer=optimizer, out=self.folder / "shard")
+                if alone
+                else contextlib.nullcontext()
+            ):
+                steps(net, optimizer, part_of(self.rank, ROWS))
         return found
 
     def raising(self):
@@ -275,6 +287,7 @@ class Job:
     def dying(self):
         """Rank 1 dies without a word; rank 0 has no collective to notice it by."""
         found, net = {}, model()
+        dist.barrier()
         optimizer = torch.optim.SGD(net.parameters(), lr=LR)
         with noted(found):
             probe = bnprobe.attach(net, s.Moments(exact=True), optimizer=optimizer, out=self.folder / "dying")
@@ -318,9 +331,9 @@ def local(tensor):
     return getattr(tensor, "_local_tensor", tensor).detach()
 
 
-def main(folder, *parts):
+def main(folder, seconds, *parts):
     torch.set_num_threads(1)
-    meeting.PATIENCE_SECONDS, outlets.FINAL_SECONDS = (2.0, 2.0) if "dying" not in parts else (20.0, 2.0)
+    meeting.PATIENCE_SECONDS = outlets.FINAL_SECONDS = float(seconds)
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     job = Job(folder)
     for part in parts:

@@ -104,7 +104,7 @@ class Member:
     """A rank whose records rank 0 writes. It posts and goes on; it waits for nobody."""
 
     def __init__(self, store: Store, name: str, answer: Answer) -> None:
-        self._box, self._answer = Outbox(store, name), answer
+        self._box, self._answer, self._pid = Outbox(store, name), answer, os.getpid()
         self.path, self.first_step = Path(answer.path), answer.first_step
         self._layers: tuple[Layer, ...] = ()
         self._complete, self._lost, self._deaf = -1, -1, ""
@@ -130,6 +130,7 @@ class Member:
 
     def write(self, collector: Collector, complete: int) -> None:
         """Post everything."""
+        _check_process(self._pid, self.path)
         if len(collector) or complete > self._complete:
             self._complete = complete
             self._post(Post(complete, collector.take(), collector.broken), collector)
@@ -177,6 +178,7 @@ class Leader:
         self._layers: dict[int, tuple[Layer, ...]] = {}
         self._written: list[Layer] = []
         self._collector: Collector | None = None
+        self._pid = os.getpid()
         self._told_of_slow = False
 
     @property
@@ -186,6 +188,7 @@ class Leader:
 
     def write(self, collector: Collector, complete: int) -> None:
         """Keep everything, take what the others have posted, and write the steps that all have completed."""
+        _check_process(self._pid, self.path)
         self._collector = collector
         if len(collector):
             data = _encoded(Post(complete, collector.take()), collector)
@@ -285,6 +288,12 @@ class Leader:
                 box.close()
             except Exception as error:
                 _warn(f"a rank could not be told that the run is closed: {error}")
+
+
+def _check_process(pid: int, path: Path) -> None:
+    """A fork shares the store's connection: two processes that use it would read each other's answers."""
+    if os.getpid() != pid:
+        raise RunError(f"the probe that records in {str(path)!r} belongs to process {pid}, this is {os.getpid()}")
 
 
 def _encoded(post: Post, collector: Collector) -> bytes:

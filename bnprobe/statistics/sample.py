@@ -177,7 +177,7 @@ def merge_samples(a: Sample, b: Sample) -> Sample:
     count = a.count + b.count
     if count > 2 * capacity:
         # An incomplete sample holds its population's `capacity` smallest keys at least, so these are the union's.
-        kept = keys.argsort()[:capacity]
+        kept = keys.topk(capacity, largest=False, sorted=False).indices
         values, keys, channel = values[kept], keys[kept], None if channel is None else channel[kept]
     return Sample(values, channel, a.channels if alike else 1, count, capacity, min(a.seed, b.seed), keys)
 
