@@ -504,6 +504,34 @@ def test_a_rank_that_goes_on_after_the_run_is_closed(store, tmp_path, impatient)
     assert store.num_keys() == keys
 
 
+def test_who_leaves_by_an_exception_waits_less(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(outlets, "_GRACE_SECONDS", 0.05)
+    leader, _, mine, _ = pair(store, tmp_path)
+    put(mine, 0)
+    leader.write(mine, complete=0)
+    with pytest.raises(KeyError), pytest.warns(RuntimeWarning, match="rank 1 did not report its end within 0.05 s"):
+        try:
+            raise KeyError
+        finally:
+            leader.close()
+    assert leader.run.steps.tolist() == [0]
+
+
+def test_an_interrupted_wait_loses_nothing(store, tmp_path, monkeypatch):
+    leader, _, mine, _ = pair(store, tmp_path)
+    put(mine, 0)
+    leader.write(mine, complete=0)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(outlets, "until", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        leader.close()
+    assert leader.run.steps.tolist() == [0]
+    assert leader.run.closed
+
+
 def test_a_forked_child_keeps_its_hands_off_the_store(store, tmp_path, monkeypatch):
     leader, member, mine, theirs = pair(store, tmp_path)
     with monkeypatch.context() as patch:

@@ -212,16 +212,21 @@ class Leader:
         self._complete[0] = _ALL
         try:
             if self._collector is not None:
-                leaving = sys.exc_info()[0] is not None or getattr(sys, "last_value", None) is not None
-                seconds = _GRACE_SECONDS if leaving else FINAL_SECONDS
-                if not until(self._all_ended, seconds):
-                    self._tell_missing(seconds)
-                self._write(_ALL)
-                self._write_layers()
+                try:
+                    self._wait_for_ends()
+                finally:  # also when the user has no patience
+                    self._write(_ALL)
+                    self._write_layers()
         finally:
             self._part()
             steps = [step for step in (next_step, *self._next_steps.values()) if step is not None]
             self._alone.close(max(steps, default=None))
+
+    def _wait_for_ends(self) -> None:
+        leaving = sys.exc_info()[0] is not None or getattr(sys, "last_value", None) is not None
+        seconds = min(_GRACE_SECONDS, FINAL_SECONDS) if leaving else FINAL_SECONDS
+        if not until(self._all_ended, seconds):
+            self._tell_missing(seconds)
 
     def _all_ended(self) -> bool:
         self._read()
