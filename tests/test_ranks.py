@@ -509,11 +509,15 @@ def test_who_leaves_by_an_exception_waits_less(store, tmp_path, monkeypatch):
     leader, _, mine, _ = pair(store, tmp_path)
     put(mine, 0)
     leader.write(mine, complete=0)
-    with pytest.raises(KeyError), pytest.warns(RuntimeWarning, match="rank 1 did not report its end within 0.05 s"):
+
+    def leave():
         try:
             raise KeyError
         finally:
             leader.close()
+
+    with pytest.raises(KeyError), pytest.warns(RuntimeWarning, match="rank 1 did not report its end within 0.05 s"):
+        leave()
     assert leader.run.steps.tolist() == [0]
 
 
