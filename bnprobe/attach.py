@@ -2,12 +2,9 @@
 
 import atexit
 import os
-import shutil
-import tempfile
 import time
 import warnings
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +20,7 @@ from bnprobe.hooks.scaling import Scaling, stepped_by_a_scaler
 from bnprobe.hooks.sites import LayerChoice, Site, find_sites, unwrap
 from bnprobe.hooks.taps import OptimizerTaps, Taps
 from bnprobe.listen import Reader
+from bnprobe.ranks import open_outlet, seed_of_rank
 from bnprobe.records import DEFAULT_LEVELS, Layer
 from bnprobe.schedule import Schedule, as_schedule
 from bnprobe.statistics import Gradients, Moments, Quantiles, RunningGap, Saturation, Statistic
@@ -49,6 +47,10 @@ def attach(
     seed: int = 0,
 ) -> "Probe":
     """Listen to a model while it trains, without changing what it does.
+
+    In a job of several processes (``torch.distributed``) every rank attaches with the same arguments and rank 0
+    records what all of them saw; ``count`` tells how much went in. A rank whose ``out`` or settings differ, or that
+    attaches alone, has a record of its own and says so.
 
     Args:
         model: any module; DDP, FSDP and compiled wrappers are looked through.
@@ -116,7 +118,7 @@ class Probe:
         seed: int,
     ) -> None:
         self._sites, self._schedule, self._optimizers = list(sites), schedule, tuple(optimizers)
-        self._sampler, self._collector = Sampler(sample, seed), Collector(statistics)
+        self._sampler, self._collector = Sampler(sample, seed_of_rank(seed)), Collector(statistics)
         gaps = any(isinstance(statistic, RunningGap) for statistic in statistics)
         self._reader = Reader(self._sampler, self._collector, gaps, self._forward_begins)
         norms = any(isinstance(one, Gradients) for one in statistics)
@@ -132,18 +134,15 @@ class Probe:
         self._pid = os.getpid()
         self._by_hand = self._trained = False
         self._unwritten_steps, self._last_flush = 0, time.monotonic()
-        path = Path(out if out is not None else tempfile.mkdtemp(prefix="bnprobe-"))
-        self._writer = Writer(
-            path,
-            settings=_settings(statistics, schedule, self._optimizers, sample, seed),
-            layers=[site.describe() for site in sites],
-            levels=next((one.levels for one in statistics if isinstance(one, Quantiles)), DEFAULT_LEVELS),
-            start=start,
-        )
-        self._run = Run(path)
-        if out is None:
-            weakref.finalize(self._run, shutil.rmtree, path, ignore_errors=True)
-        self._reader.now = self._writer.first_step
+        settings = _settings(statistics, schedule, self._optimizers, sample, seed)
+        layers = [site.describe() for site in sites]
+        levels = next((one.levels for one in statistics if isinstance(one, Quantiles)), DEFAULT_LEVELS)
+
+        def open_writer(path: Path, more: Mapping[str, Any]) -> Writer:
+            return Writer(path, settings={**settings, **more}, layers=layers, levels=levels, start=start)
+
+        self._outlet = open_outlet(out, open_writer, {**settings, "levels": levels}, [one.name for one in sites])
+        self._reader.now = self._outlet.first_step
         self._reader.recording = bool(schedule(self.now))
         self.attached = True
         with self._detached_on_error():
@@ -161,10 +160,15 @@ class Probe:
         """Everything recorded so far.
 
         Asked for in the middle of a step, it ends that step's records: what the step brings later is recorded beside.
+        In a job of several processes it has the steps that all of them have completed and reported, which they do now
+        and then, at :meth:`flush` and at :meth:`detach`.
+
+        Raises:
+            RunError: rank 0 records what this rank sees, in a directory that cannot be read from here.
         """
         if self.attached:
             self.flush()
-        return self._run
+        return self._outlet.run
 
     def step(self) -> None:
         """A training step is over; for loops whose optimizer the probe was not given. Call it from the first step on.
@@ -181,10 +185,12 @@ class Probe:
         self._tick()
 
     def flush(self) -> None:
-        """Write what has been seen to the run directory."""
-        if len(self._collector):
-            with torch.no_grad():
-                self._writer.append(self._collector.table())
+        """Write what has been seen to the run directory; in a job of several processes, or report it to rank 0."""
+        self._flush(complete=self.now - 1)
+
+    def _flush(self, complete: int) -> None:
+        with torch.no_grad():
+            self._outlet.write(self._collector, complete)
         for name, reason in self._collector.failures.items():
             warnings.warn(
                 f"bnprobe could not finish {name}: {reason}; its values are missing", RuntimeWarning, stacklevel=2
@@ -206,7 +212,7 @@ class Probe:
             self._late = self._added()
             self.flush()
         finally:
-            self._writer.close(next_step=self.now)
+            self._outlet.close(next_step=self.now)
 
     def __enter__(self) -> "Probe":
         return self
@@ -218,7 +224,7 @@ class Probe:
 
     def __repr__(self) -> str:
         state = "attached" if self.attached else "detached"
-        return f"Probe({state}, {len(self._sites)} layers, step {self.now}, {str(self._run.path)!r})"
+        return f"Probe({state}, {len(self._sites)} layers, step {self.now}, {str(self._outlet.path)!r})"
 
     # The clock.
 
@@ -284,11 +290,10 @@ class Probe:
     def _flush_or_warn(self) -> None:
         """In the middle of somebody's training a full disk is told, not raised; asked for, :meth:`flush` raises."""
         try:
-            self.flush()
+            self._flush(complete=self.now)
         except Exception as error:  # whatever it is, it is not worth somebody's training
-            message = (
-                f"bnprobe could not write to {str(self._run.path)!r}: {error}; records up to step {self.now} are lost"
-            )
+            where = str(self._outlet.path)
+            message = f"bnprobe could not write to {where!r}: {error}; records up to step {self.now} are lost"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
             self._unwritten_steps, self._last_flush = 0, time.monotonic()
 
@@ -304,7 +309,7 @@ class Probe:
         inventory += [site.describe(why="it was added after attaching") for site in self._late]
         if inventory != self._inventory:
             self._inventory = inventory
-            self._writer.update_layers(inventory)
+            self._outlet.update_layers(inventory)
 
     def _added(self) -> list[Site]:
         """Layers that would be listened to now and were not there, under their names, when the probe was attached."""
@@ -340,7 +345,7 @@ class Probe:
         except BaseException:
             self.attached = False
             self._let_go()
-            self._writer.close()
+            self._outlet.close()
             raise
 
     def _let_go(self) -> None:

@@ -1,19 +1,17 @@
 """What was seen since the last flush, and the table made of it."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
+from bnprobe.collected import Entry, Key, Keyed, Number, Numbers, Taken, distinct, place_numbers, record_keys
 from bnprobe.hooks.sites import Site
-from bnprobe.records import COMPUTED, PHASES, Measured
 from bnprobe.statistics.base import Observation, Statistic, spread
-from bnprobe.store import Placed, RecordKeys, build_table
+from bnprobe.statistics.weights import ShardedNorm
+from bnprobe.store import Placed, build_table
 
 __all__ = ["UNMEASURABLE", "Collector", "Lane"]
 
@@ -21,14 +19,6 @@ __all__ = ["UNMEASURABLE", "Collector", "Lane"]
 UNMEASURABLE = (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError)
 
 _FOLD_AT = 16  # observations of one key (micro-batches, a validation pass) that wait before they are merged
-
-
-@dataclass
-class Entry:
-    """One record made of several observations: how many values, and the state of each statistic."""
-
-    count: int = 0
-    states: dict[int, Any] = field(default_factory=dict)
 
 
 class Lane:
@@ -54,9 +44,6 @@ class Lane:
         self.repeats = 0
 
 
-_Numbers = tuple[Sequence[str], Sequence[Tensor | float]]  # of some layers, one each
-
-
 class _Applying(NamedTuple):
     wanted: tuple[int, ...]
     reading: tuple[int, ...]
@@ -66,7 +53,7 @@ class _Batch(NamedTuple):
     """What is made into one table: lanes with their observations, a record each, and the records that were merged."""
 
     singles: list[tuple[Lane, list[Observation]]]
-    merged: list[tuple[Lane, int, Entry]]
+    merged: list[tuple[Keyed, int, Entry]]
 
 
 class Collector:
@@ -83,11 +70,11 @@ class Collector:
     def __init__(self, statistics: Sequence[Statistic]) -> None:
         self._statistics = tuple(statistics)
         self._lanes: dict[tuple[str, str, int, str], Lane] = {}
-        self._numbers: dict[int, dict[str, list[_Numbers]]] = {}
+        self._numbers: Numbers = {}
         self._wanted: dict[tuple[int, str], _Applying] = {}
         self.bytes = 0
         self.failures: dict[str, str] = {}
-        self._broken: set[int] = set()
+        self._broken: dict[int, str] = {}
 
     def __len__(self) -> int:
         return sum(len(lane.rows) + len(lane.entries) for lane in self._lanes.values()) + len(self._numbers)
@@ -122,14 +109,50 @@ class Collector:
         if lane.repeats >= _FOLD_AT:
             lane.rows, lane.repeats = self._merge_repeats(lane, rows), 0
 
-    def add_numbers(self, step: int, name: str, layers: Sequence[str], values: Sequence[Tensor | float]) -> None:
+    def add_numbers(self, step: int, name: str, layers: Sequence[str], values: Sequence[Number]) -> None:
         """Single numbers of weights that need no statistic: norms and learning rates."""
         self._numbers.setdefault(step, {}).setdefault(name, []).append((layers, values))
 
-    def table(self) -> pa.Table:
-        """All records so far as one table; the collector is empty afterwards."""
-        batch, numbers = self._take(), self._numbers
-        self._numbers, self.bytes = {}, 0
+    def take(self) -> Taken:
+        """Everything seen so far, for another process; the collector is empty afterwards."""
+        batch, numbers = self._take()
+        taken = Taken()
+        taken.add_numbers(numbers)
+        for lane, rows in batch.singles:
+            for seen in rows:
+                entry = taken.entries[Key(seen.step, lane.phase, lane.layer, lane.call, lane.place)] = Entry()
+                self._fold(entry, lane, seen)
+        for keyed, step, entry in batch.merged:
+            taken.entries[Key(step, keyed.phase, keyed.layer, keyed.call, keyed.place)] = entry
+        return taken
+
+    def join(self, parts: Iterable[Taken]) -> Taken:
+        """What several processes saw, as if one had: states and shards merge, of other numbers the first stands."""
+        whole = Taken()
+        merged: dict[tuple[int, int, int], tuple[Any, Any, Any]] = {}  # of a tensor seen at two places, once
+        with torch.no_grad():
+            for part in parts:
+                for key, entry in part.entries.items():
+                    mine = whole.entries.setdefault(key, Entry())
+                    mine.count += entry.count
+                    for index, state in entry.states.items():
+                        before = mine.states.get(index)
+                        mine.states[index] = state if before is None else self._merge(index, before, state, merged)
+                for key, row in part.numbers.items():
+                    numbers = whole.numbers.setdefault(key, {})
+                    for name, value in row.items():
+                        first = numbers.setdefault(name, value)
+                        if first is not value and isinstance(first, ShardedNorm) and isinstance(value, ShardedNorm):
+                            numbers[name] = first.merge(value)
+        return whole
+
+    def table(self, taken: Taken | None = None) -> pa.Table:
+        """Records as one table: of ``taken``, else of everything so far, after which the collector is empty."""
+        if taken is None:
+            batch, numbers = self._take()
+        else:
+            batch = _Batch([], [(key, key.step, entry) for key, entry in taken.entries.items()])
+            numbers = taken.as_numbers()
         placed: dict[str, list[Placed]] = {}
         with torch.no_grad():
             for index, statistic in enumerate(self._statistics):
@@ -141,14 +164,26 @@ class Collector:
                 for name, part in finished:
                     placed.setdefault(name, []).append(part)
         observed = sum(len(rows) for _, rows in batch.singles) + len(batch.merged)
-        places, weights = _place_numbers(numbers, observed)
+        places, weights = place_numbers(numbers, observed)
         for name, part in places:
             placed.setdefault(name, []).append(part)
-        return build_table(_keys(batch, weights), placed)
+        return build_table(record_keys(batch.singles, batch.merged, weights), placed)
 
-    def _take(self) -> _Batch:
+    @property
+    def broken(self) -> dict[int, str]:
+        """Statistics that failed, by their position, with the reason."""
+        return dict(self._broken)
+
+    def give_up(self, index: int, why: str) -> None:
+        """A statistic that failed once is not taken again: half its rows would say nothing true."""
+        if index not in self._broken:
+            self._broken[index] = self.failures[type(self._statistics[index]).__name__] = why
+
+    def _take(self) -> tuple[_Batch, Numbers]:
         """Everything that waits, taken out: another thread may go on listening, what it brings is the next table's."""
-        singles, merged = [], []
+        numbers, self._numbers, self.bytes = self._numbers, {}, 0
+        singles: list[tuple[Lane, list[Observation]]] = []
+        merged: list[tuple[Keyed, int, Entry]] = []
         for lane in list(self._lanes.values()):
             rows, lane.rows = lane.rows, []
             repeats, lane.repeats = lane.repeats, 0
@@ -159,7 +194,7 @@ class Collector:
             if rows:
                 singles.append((lane, rows))
             merged += [(lane, step, entry) for step, entry in entries.items()]
-        return _Batch(singles, merged)
+        return _Batch(singles, merged), numbers
 
     def _merge_repeats(self, lane: Lane, rows: list[Observation]) -> list[Observation]:
         """Merge observations of one step; those that are their step's only one are left over."""
@@ -177,9 +212,18 @@ class Collector:
         return left
 
     def _fail(self, index: int, error: Exception) -> None:
-        """A statistic whose states do not merge or finish is not taken again: half its rows would say nothing true."""
-        self._broken.add(index)
-        self.failures[type(self._statistics[index]).__name__] = f"{type(error).__name__}: {error}"
+        self.give_up(index, f"{type(error).__name__}: {error}")
+
+    def _merge(self, index: int, a: Any, b: Any, merged: dict[tuple[int, int, int], tuple[Any, Any, Any]]) -> Any:
+        known = merged.get((index, id(a), id(b)))
+        if known is None:
+            result = a
+            try:
+                result = self._statistics[index].merge(a, b) if index not in self._broken else a
+            except UNMEASURABLE as error:
+                self._fail(index, error)
+            known = merged[index, id(a), id(b)] = a, b, result  # ids are good while their objects live
+        return known[2]
 
     def _applying(self, site: Site, place: str) -> _Applying:
         known = self._wanted.get((id(site), place))
@@ -228,32 +272,18 @@ class Collector:
                 rows += range(first, first + len(some))
                 seen += some if statistic.knows_layers else [one.owner for one in some]
             first += len(some)
-        for row, (lane, _, entry) in enumerate(batch.merged, start=first):
-            if index in lane.wanted:
-                state_rows.append(row)
-                states.append(entry.states.get(index))
+        for row, (_, _, entry) in enumerate(batch.merged, start=first):
+            state_rows.append(row)
+            states.append(entry.states.get(index))
         if rows:
-            distinct, which = _distinct(seen)
-            for name, measured in statistic.measure(distinct).items():
+            some_seen, which = distinct(seen)
+            for name, measured in statistic.measure(some_seen).items():
                 yield name, Placed(np.array(rows), spread(measured, which))
         there = [i for i, state in enumerate(states) if state is not None]
         if there:
-            distinct, which = _distinct([states[i] for i in there])
-            for name, measured in statistic.finish(distinct).items():
+            some_states, which = distinct([states[i] for i in there])
+            for name, measured in statistic.finish(some_states).items():
                 yield name, Placed(np.array([state_rows[i] for i in there]), spread(measured, which))
-
-
-def _distinct(things: Sequence[Any]) -> tuple[list[Any], NDArray[np.intp]]:
-    """Each thing once, and for every one its place among them."""
-    first: dict[int, int] = {}
-    distinct: list[Any] = []
-    which = []
-    for one in things:
-        place = first.setdefault(id(one), len(distinct))
-        if place == len(distinct):
-            distinct.append(one)
-        which.append(place)
-    return distinct, np.array(which, dtype=np.intp)
 
 
 def _size(state: Any) -> int:
@@ -262,73 +292,3 @@ def _size(state: Any) -> int:
     if size is not None:
         return int(size)
     return sum(map(_size, state)) if isinstance(state, tuple) else 0
-
-
-_Weights = tuple[list[int], list[str]]
-
-
-def _place_numbers(
-    numbers: Mapping[int, Mapping[str, Sequence[_Numbers]]], first: int
-) -> tuple[list[tuple[str, Placed]], _Weights]:
-    """Numbers of weights with their rows, which begin at ``first``; and each row's step and layer."""
-    steps: list[int] = []
-    layers: list[str] = []
-    values: dict[str, dict[int, Tensor | float]] = {}
-    for step, columns in numbers.items():
-        base = first + len(steps)
-        row_of: dict[str, int] = {}
-        for statistic, groups in columns.items():
-            for names, its_values in groups:  # of what was read twice in a step, the later is true
-                places = [row_of.setdefault(name, base + len(row_of)) for name in names]
-                values.setdefault(statistic, {}).update(zip(places, its_values, strict=True))
-        layers += row_of
-        steps += [step] * len(row_of)
-    placed = [
-        (name, Placed(np.array(list(some)), Measured(_to_host(list(some.values())), COMPUTED, np.zeros(len(some)))))
-        for name, some in values.items()
-    ]
-    return placed, (steps, layers)
-
-
-def _to_host(values: Sequence[Tensor | float]) -> NDArray[np.float64]:
-    """Numbers and 0-dimensional tensors, those of one device in one copy."""
-    kinds = {(value.device, value.dtype) if isinstance(value, Tensor) else None for value in values}
-    if kinds == {None}:
-        return np.array(values, dtype=np.float64)
-    result = np.empty(len(values))
-    for kind in kinds:
-        if kind is None:
-            places = [i for i, value in enumerate(values) if not isinstance(value, Tensor)]
-            result[places] = [values[i] for i in places]
-        else:
-            places = [i for i, v in enumerate(values) if isinstance(v, Tensor) and (v.device, v.dtype) == kind]
-            some = [value.detach() for i in places if isinstance(value := values[i], Tensor)]
-            result[places] = torch.stack(some).cpu().double().numpy()
-    return result
-
-
-def _keys(batch: _Batch, weights: _Weights) -> RecordKeys:
-    """The keys of all records: observations, merged ones, and the weights' numbers."""
-    lanes = [lane for lane, _ in batch.singles] + [lane for lane, *_ in batch.merged]
-    sizes = [len(rows) for _, rows in batch.singles] + [1] * len(batch.merged)
-    steps, layers = weights
-    names: dict[str, dict[str, int]] = {"phase": {phase: i for i, phase in enumerate(PHASES)}, "layer": {}, "place": {}}
-
-    def codes(key: str, weight: Sequence[str]) -> NDArray[np.int32]:
-        known = names[key]
-        own = [known.setdefault(getattr(lane, key), len(known)) for lane in lanes]
-        rest = [known.setdefault(text, len(known)) for text in weight]
-        return np.concatenate([np.repeat(np.array(own, np.int32), sizes), np.array(rest, np.int32)])
-
-    columns = {"phase": ["train"] * len(steps), "layer": layers, "place": ["weight"] * len(steps)}
-    coded = {key: codes(key, texts) for key, texts in columns.items()}
-    step = [seen.step for _, rows in batch.singles for seen in rows] + [step for _, step, _ in batch.merged] + steps
-    count = [seen.count for _, rows in batch.singles for seen in rows]
-    count += [entry.count for *_, entry in batch.merged] + [0] * len(steps)
-    call = np.repeat(np.array([lane.call for lane in lanes], np.int32), sizes)
-    return RecordKeys(
-        np.array(step, np.int64),
-        np.concatenate([call, np.zeros(len(steps), np.int32)]),
-        np.array(count, np.int64),
-        {key: (values, list(names[key])) for key, values in coded.items()},
-    )

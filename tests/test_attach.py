@@ -567,7 +567,7 @@ def test_a_full_disk_does_not_stop_the_training(monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(probe._writer, "append", full)
+        patch.setattr(probe._outlet.writer, "append", full)
         with pytest.warns(
             RuntimeWarning, match="could not write to .*No space left on device; records up to step 63 are lost"
         ):

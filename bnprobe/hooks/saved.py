@@ -178,8 +178,8 @@ def output_moments(site: Site, inputs: GroupMoments, output: Tensor) -> GroupMom
     gamma, beta = parameters.get("weight"), parameters.get("bias")
     if gamma is None:
         return GroupMoments(inputs.size, (invstd,), True, inputs.source, inputs.eps, _normalized)
-    if beta is None:
-        return None
+    if beta is None or any(type(one) not in (Tensor, nn.Parameter) for one in (gamma, beta)):
+        return None  # operations on sharded ones may wait for other processes
     raw = (invstd, gamma.detach().clone(), beta.detach().clone())
     return GroupMoments(inputs.size, raw, True, inputs.source, inputs.eps, _normalized_affine)
 

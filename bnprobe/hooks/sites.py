@@ -237,9 +237,13 @@ def _family(module: nn.Module) -> str:
 
 
 def _kind(module: nn.Module) -> str:
-    """The class name; of a scripted module, that of the one it was made of."""
+    """The class name; of a scripted or sharded module, that of the one it was made of."""
     original = getattr(module, "original_name", None) if isinstance(module, torch.jit.ScriptModule) else None
-    return original if isinstance(original, str) else type(module).__name__
+    if isinstance(original, str):
+        return original
+    own, *bases = type(module).__mro__
+    sharded = len(bases) > 1 and bases[0].__name__ == "FSDPModule" and bases[0].__module__.startswith("torch.")
+    return bases[1].__name__ if sharded else own.__name__
 
 
 def _wrapped_under(module: nn.Module) -> str | None:

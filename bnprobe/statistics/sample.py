@@ -58,6 +58,9 @@ class Population:
     channels: int
     capacity: int
 
+    def __reduce__(self) -> tuple[Any, ...]:  # to another process: no plan, no layout
+        return Population, (self.count, self.channel, self.channels, self.capacity)
+
     def channel_on(self, device: torch.device) -> Tensor:
         """The channels on a device, without waiting for it."""
         assert self.channel is not None
@@ -249,7 +252,7 @@ def merge_samples(a: Sample, b: Sample) -> Sample:
     count = a.count + b.count
     if count > 2 * capacity:
         # An incomplete sample holds its population's `capacity` smallest keys at least, so these are the union's.
-        kept = keys.argsort()[:capacity]
+        kept = keys.topk(capacity, largest=False, sorted=False).indices
         values, keys, channel = values[kept], keys[kept], None if channel is None else channel[kept]
     of = Population(count, channel, a.channels if alike else 1, capacity)
     return Sample(values, of, min(a.seed, b.seed), keys)

@@ -1,6 +1,8 @@
 """Norms of layers' weights and of their gradients."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,14 +10,40 @@ from torch import Tensor, nn
 
 from bnprobe.hooks.sites import Site
 
-__all__ = ["LearningRates", "WeightNorms", "by_holder"]
+__all__ = ["LearningRates", "ShardedNorm", "WeightNorms", "by_holder"]
+
+
+@dataclass(frozen=True)
+class ShardedNorm:
+    """A norm of which each process holds a part: squares over shards add up.
+
+    Attributes:
+        square: 0-dimensional, of the shards that went in.
+        held: values in them.
+        copies: how often every shard is held (hybrid sharding keeps replicas).
+        size: values in the whole.
+    """
+
+    square: Tensor
+    held: int
+    copies: int
+    size: int
+
+    def merge(self, other: "ShardedNorm") -> "ShardedNorm":
+        """Of both processes' shards."""
+        return ShardedNorm(self.square + other.square, self.held + other.held, self.copies, self.size)
+
+    def whole(self) -> Tensor | None:
+        """The norm, or None while shards are missing."""
+        return (self.square / self.copies).sqrt() if self.held == self.copies * self.size else None
 
 
 class WeightNorms:
     """Euclidean norms of the weights of some layers, and of the gradients that lie at them.
 
     A layer's weights are its own parameters with ``weight`` in their names (a recurrent layer has several; a
-    parametrised one its originals); biases are left out. Norms are taken in float32 or wider.
+    parametrised one its originals); biases are left out. Norms are taken in float32 or wider. Of weights that are
+    sharded (FSDP2), only this process' shard is read, for a norm of the whole would have to wait for the others.
     """
 
     def __init__(self, sites: Sequence[Site]) -> None:
@@ -24,7 +52,7 @@ class WeightNorms:
         self._looks: list[object] = []
         self._names: tuple[str, ...] = ()
 
-    def read(self, scale: Tensor | None = None) -> Iterator[tuple[str, Sequence[str], list[Tensor]]]:
+    def read(self, scale: Tensor | None = None) -> Iterator[tuple[str, Sequence[str], list[Tensor | ShardedNorm]]]:
         """``norm`` and ``grad_norm``, each with the names of the layers and their values, 0-dimensional tensors.
 
         Gradients are divided by ``scale``, where an optimizer is to do so itself (fused ones, from a gradient scaler).
@@ -32,13 +60,17 @@ class WeightNorms:
         """
         layers = self._present()
         weights = [weight for some in layers for weight in some]
-        yield "norm", self._names, _joined(_norms([weight.detach() for weight in weights]), map(len, layers))
-        gradients = [[weight.grad for weight in some] for some in layers]
-        complete = [i for i, some in enumerate(gradients) if all(one is not None for one in some)]
-        graded = [gradient for i in complete for gradient in gradients[i] if gradient is not None]
-        names = self._names if len(complete) == len(layers) else [self._names[i] for i in complete]
-        norms = _joined(_norms(graded), [len(layers[i]) for i in complete])
-        yield "grad_norm", names, norms if scale is None else [norm / scale for norm in norms]
+        yield "norm", *_joined(self._names, layers, _norms([_local(weight) for weight in weights]))
+        complete = [
+            (name, [weight.grad for weight in some])
+            for name, some in zip(self._names, layers, strict=True)
+            if all(weight.grad is not None for weight in some)
+        ]
+        graded = [[gradient for gradient in some if gradient is not None] for _, some in complete]
+        norms = _norms([_local(gradient) for some in graded for gradient in some])
+        if scale is not None:
+            norms = (norm / scale for norm in norms)
+        yield "grad_norm", *_joined([name for name, _ in complete], graded, norms)
 
     def _present(self) -> list[list[Tensor]]:
         """The weights as they are now: which attributes hold them is looked up again when a layer's change."""
@@ -53,6 +85,7 @@ class LearningRates:
     """The learning rate that an optimizer applies to the first parameter of each layer."""
 
     def __init__(self, sites: Sequence[Site], optimizer: torch.optim.Optimizer) -> None:
+        self._layers = [site.module for site in sites]
         self._firsts = [(site.name, next(site.module.parameters(recurse=False), None)) for site in sites]
         self._optimizer = optimizer
         self._known: list[tuple[str, int]] = []
@@ -64,6 +97,12 @@ class LearningRates:
         groups = self._optimizer.param_groups
         size = sum(len(group["params"]) for group in groups)
         if size != self._size:  # groups may be added while training goes on
+            for i, (name, first) in enumerate(self._firsts):
+                if first is not None and all(id(first) != id(p) for group in groups for p in group["params"]):
+                    self._firsts[i] = (
+                        name,
+                        next(self._layers[i].parameters(recurse=False), None),
+                    )  # sharding replaces them
             group_of = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
             known = [(name, group_of[id(first)]) for name, first in self._firsts if id(first) in group_of]
             self._known = [(name, i) for name, i in known if groups[i].get("lr") is not None]
@@ -101,7 +140,21 @@ def by_holder(sites: Sequence[Site], optimizers: Sequence[torch.optim.Optimizer]
 def _has_norm(parameter: Any) -> bool:
     """Whether it holds real numbers of at least 16 bits, here: not on the meta device, not in a subclass of its own."""
     real = parameter.dtype.is_floating_point and parameter.dtype.itemsize > 1
-    return type(parameter) is nn.Parameter and real and parameter.device.type != "meta"
+    plain = type(parameter) is nn.Parameter or _is_sharded(parameter)
+    return plain and real and parameter.device.type != "meta"
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    kind = type(tensor)
+    return kind is not nn.Parameter and kind.__name__ == "DTensor" and kind.__module__.startswith("torch.distributed")
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """What this process holds; an operation on a DTensor itself may wait for the other processes."""
+    if not _is_sharded(tensor):
+        return tensor.detach()
+    local: Tensor = tensor._local_tensor  # type: ignore[attr-defined]  # to_local() is an autograd function
+    return local.detach()
 
 
 def _norms(tensors: list[Tensor]) -> Iterator[Tensor]:
@@ -117,11 +170,35 @@ def _norms(tensors: list[Tensor]) -> Iterator[Tensor]:
     return iter(result)
 
 
-def _joined(norms: Iterator[Tensor], sizes: Iterable[int]) -> list[Tensor]:
-    """One norm a layer, of all its weights together."""
-    return [_joint([next(norms) for _ in range(size)]) if size > 1 else next(norms) for size in sizes]
+def _joined(
+    names: Sequence[str], layers: Sequence[Sequence[Tensor]], norms: Iterator[Tensor]
+) -> tuple[Sequence[str], list[Tensor | ShardedNorm]]:
+    """One norm a layer, of all its weights together; without the layers whose weights are partly sharded."""
+    joint = [_joint([next(norms) for _ in some], some) for some in layers]
+    if all(one is not None for one in joint):
+        return names, [one for one in joint if one is not None]
+    there = [(name, one) for name, one in zip(names, joint, strict=True) if one is not None]
+    return [name for name, _ in there], [one for _, one in there]
 
 
-def _joint(norms: list[Tensor]) -> Tensor:
-    joint: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return joint
+def _joint(norms: list[Tensor], tensors: Sequence[Tensor]) -> Tensor | ShardedNorm | None:
+    """One norm of a layer's tensors from each one's; None where some are sharded and others not, or sums are open."""
+    joint: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    layouts = [_layout(tensor) for tensor in tensors]
+    if layouts == [None] * len(layouts):
+        return joint
+    copies = {layout[0] for layout in layouts if layout is not None}
+    if None in layouts or len(copies) > 1 or 0 in copies:
+        return None
+    held, size = (sum(layout[k] for layout in layouts if layout is not None) for k in (1, 2))
+    return ShardedNorm(joint.square(), held, copies.pop(), size)
+
+
+def _layout(tensor: Any) -> tuple[int, int, int] | None:
+    """Of a sharded tensor how often it is held (0: its parts are sums still to be made), values here and in all."""
+    if not _is_sharded(tensor):
+        return None
+    ways = [(placement, tensor.device_mesh.size(i)) for i, placement in enumerate(tensor.placements)]
+    known = all(placement.is_shard() or placement.is_replicate() for placement, _ in ways)
+    copies = math.prod(size for placement, size in ways if placement.is_replicate()) if known else 0
+    return copies, tensor._local_tensor.numel(), tensor.numel()
