@@ -243,12 +243,13 @@ class Probe:
             self._unwritten_steps, self._last_flush = 0, time.monotonic()
 
     def _update_inventory(self) -> None:
-        silent = "it ran inside torch.compile" if self._taps.compiled else "its forward was not called"
         inventory = [
             site.describe(
                 feeds=self._taps.flow.edges.get(site.name, ()),
                 observed=site.name in self._reader.observed,
-                why=self._reader.why.get(site.name, "" if site.name in self._reader.observed else silent),
+                why=self._reader.why.get(
+                    site.name, "" if site.name in self._reader.observed else self._taps.why_silent(site)
+                ),
             )
             for site in self._sites
         ]

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from bnprobe.hooks.flow import Flow
+from bnprobe.hooks.graphs import forget_graphs, run_eagerly
 from bnprobe.hooks.sites import Site
 
 __all__ = ["Call", "Listener", "OptimizerTaps", "Seen", "Taps", "tensors_in", "why_unreadable"]
@@ -84,8 +85,9 @@ class Taps:
     def __init__(self, sites: Iterable[Site], root: nn.Module, listener: Listener) -> None:
         self._sites = {id(site.module): site for site in sites}
         self._root, self._listener = root, listener
-        self._inside, self._training, self._compiled = False, root.training, False
+        self._inside, self._training, self._ran_compiled = False, root.training, False
         self._calls: dict[Site, int] = {}
+        self._forwards = 0
         self._again: dict[Site, int] = {}
         self._backward = -1
         self._versions: dict[Site, list[int]] = {}
@@ -93,6 +95,12 @@ class Taps:
         self._known = _Identities()
         self._leaves: list[RemovableHandle] = []
         self.flow = Flow()
+        from bnprobe.hooks.compiled import CompiledTaps  # which builds on this file
+
+        self._compiled: CompiledTaps | None = CompiledTaps(self)
+        run_eagerly(Taps._before, Taps._after)
+        forget_graphs(root)
+        self._unseen = self._compiled.why
         self._handles = [register_module_forward_pre_hook(self._before)]
         try:
             self._handles.append(register_module_forward_hook(self._after, with_kwargs=True))
@@ -105,14 +113,20 @@ class Taps:
         for handle in (*self._handles, *self._leaves):
             handle.remove()
         self._handles, self._leaves = [], []
+        if self._compiled is not None:
+            self._compiled.remove()
+            self._compiled = None  # and its graphs are dropped with it
         self._known.forget()
         self._before_change.clear()
         self.flow.forget()
 
-    @property
-    def compiled(self) -> bool:
-        """Whether the model has run inside ``torch.compile``, where no hook of ours looks."""
-        return self._compiled or self._root._compiled_call_impl is not None
+    def why_silent(self, site: Site) -> str:
+        """Why nothing was heard of a layer of which the listener knows nothing."""
+        if site.name in self._unseen:
+            return self._unseen[site.name]
+        if self._ran_compiled or self._root._compiled_call_impl is not None:
+            return "it ran inside torch.compile"
+        return "its forward was not called"
 
     def step_done(self) -> None:
         """A training step is over: calls count anew, and hooks on leaf tensors go."""
@@ -120,6 +134,8 @@ class Taps:
             handle.remove()
         self._leaves = []
         self._again.clear()
+        if self._compiled is not None:
+            self._compiled.step_done()
         if not self._inside:
             self._known.forget()
 
@@ -128,10 +144,12 @@ class Taps:
         self._known.keep(tensor, memory)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if torch.compiler.is_compiling():  # nothing may enter the graph that is being made
+        if torch.compiler.is_compiling():
+            if self._compiled is not None:
+                self._compiled.before(module, args)
             return
         if module._modules.get("_orig_mod") is self._root:
-            self._compiled = True
+            self._ran_compiled = True
         if module is self._root and not _recomputing():
             self._begin()
         site = self._sites.get(id(module))
@@ -155,6 +173,7 @@ class Taps:
 
     def _begin(self) -> None:
         self._inside, self._training = True, self._root.training
+        self._forwards += 1
         self._calls.clear()
         self._known.forget()
         self.flow.forget()
@@ -162,6 +181,8 @@ class Taps:
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if torch.compiler.is_compiling():
+            if self._compiled is not None:
+                self._compiled.after(module, args, kwargs, output)
             return
         site = self._sites.get(id(module))
         if site is not None and self._awake():
@@ -171,8 +192,11 @@ class Taps:
             except Exception as error:  # somebody's training is worth more than a measurement
                 self._listener.failed(site, error)
         if module is self._root and not _recomputing():
-            self._inside = False
-            self.flow.settle()
+            self._end()
+
+    def _end(self) -> None:
+        self._inside = False
+        self.flow.settle()
 
     def _tell(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         recomputing = _recomputing()
