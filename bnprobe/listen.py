@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bnprobe.collect import Collector, Key
-from bnprobe.hooks.saved import GroupMoments, batch_moments, output_moments, saved_moments
+from bnprobe.hooks.saved import GroupMoments, batch_moments, computed_moments, output_moments, saved_moments
 from bnprobe.hooks.sites import Site
 from bnprobe.hooks.taps import Call, Seen, Taps, why_unreadable
 from bnprobe.statistics import Observation
@@ -127,9 +127,11 @@ class Reader:
             axis = site.channel_axis(one.tensor)
         if before is not None and (before.axis == axis or not site.knows_its_channels):
             before.moments = before.moments or moments
-            seen = Observation(site, one.place, one.tensor, before.axis, self._sampler, before.moments, before)
+            seen = Observation(
+                site, one.place, one.tensor, before.axis, self._sampler, before.moments, before, one.buffers
+            )
         else:
-            seen = Observation(site, one.place, one.tensor, axis, self._sampler, moments)
+            seen = Observation(site, one.place, one.tensor, axis, self._sampler, moments, None, one.buffers)
             if not one.place.startswith("grad"):
                 self.taps.remember(one.tensor, seen)
         self._collector.prepare(seen)
@@ -140,6 +142,8 @@ class Reader:
         """What is known of a norm layer's input without a pass over it, or by one where the running gap needs it."""
         if not site.is_norm or not inputs or not outputs or why_unreadable(inputs[0].tensor):
             return None
+        if inputs[0].buffers is not None:  # shown by a compiled graph, where autograd keeps nothing
+            return computed_moments(site, inputs[0].tensor)
         moments = saved_moments(site, inputs[0].tensor, outputs[0].tensor)
         if moments is None and self._gaps and site.family == "batch_norm":
             moments = batch_moments(site, inputs[0].tensor)

@@ -10,8 +10,8 @@ answers to.
 operator      what it tells
 ============  =====================================================================================
 ``begins``    the root's forward begins
-``entered``   inputs of a layer that may overwrite them
-``left``      the other layers' inputs, and every layer's outputs
+``entered``   inputs of a layer that says that it overwrites them
+``left``      the other layers' inputs, every layer's outputs, a batch norm's buffers
 ``expects``   nothing: traced by autograd, it puts ``graded`` on the outputs' gradients and is gone
 ``graded``    the gradient at an output
 ``ends``      the root's forward ends
@@ -23,8 +23,9 @@ A graph belongs to the modules that it listens to: dynamo guards on the identity
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,16 +38,30 @@ __all__ = ["CompiledTaps"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _SCHEMAS = (
-    "begins(int number) -> ()",
+    "begins(Tensor[] anchor, int number) -> ()",
     "entered(Tensor[] inputs, int number) -> ()",
-    "left(Tensor[] inputs, Tensor[] outputs, int number) -> ()",
+    "left(Tensor[] inputs, Tensor[] outputs, Tensor[] buffers, int number) -> ()",
     "expects(Tensor[] outputs, int number) -> ()",
     "graded(Tensor gradient, int which, int number) -> ()",
-    "ends(int number) -> ()",
+    "ends(Tensor[] anchor, int number) -> ()",
 )
 _TAGS = tuple(getattr(torch.Tag, name) for name in ("flexible_layout", "cudagraph_unsafe") if hasattr(torch.Tag, name))
 # Operators in whose body dynamo traces a checkpointed region; others (cond, scan, vmap) know no operator with effects.
 _CHECKPOINTS = ("tag_activation_checkpoint", "wrap_activation_checkpoint")
+
+
+class _Sight(NamedTuple):
+    """A tensor at a place in a graph.
+
+    Attributes:
+        path: where in the call's arguments or result it stood.
+        key: equal for places of one graph that show the very same values, as a layer's output and the next one's input.
+        first: whether none shows it before.
+    """
+
+    path: str
+    key: Hashable
+    first: bool
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -56,20 +71,23 @@ class _Place:
     Attributes:
         taps: who is told.
         site: the layer; None for the root.
-        inputs, outputs: where in the call's arguments and result the tensors stood.
+        inputs, outputs: what is shown.
+        overwritten: whether the layer writes into its inputs, so that they are not what they were.
         step: the step in which ``waiting`` was filled.
         waiting: the forward (by its number) and the call of each run whose gradients may still come.
     """
 
     taps: "CompiledTaps"
     site: Site | None
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    inputs: list[_Sight]
+    outputs: list[_Sight]
+    overwritten: bool = False
     step: int = -1
     waiting: list[tuple[int, Call]] = dataclasses.field(default_factory=list)
 
 
 _PLACES: dict[int, _Place] = {}  # from a trace to the taps' end
+_RUNNING = ("running_mean", "running_var")
 _NUMBERS = itertools.count()
 
 
@@ -86,43 +104,56 @@ class CompiledTaps:
     def __init__(self, taps: Taps) -> None:
         self.taps = taps
         self.why: dict[str, str] = {}
+        self.trace = _Trace()
         self._steps = 0
         self._read_before: dict[Site, Any] = {}
+        self._memories: dict[Hashable, Any] = {}
+        self._memories_of = -1
+
+    # Traced by dynamo. What need not be in the graph hides behind the constants below.
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """The forward pre-hook, traced."""
+        """The forward pre-hook."""
         if _is_root(self, module):
-            torch.ops.bnprobe.begins(_number(self, module, (), ()))
-        if _is_site(self, module) and _may_overwrite_inputs(module):
-            inputs = _tensors(enumerate(args))
-            if inputs:
+            torch.ops.bnprobe.begins(_anchor(module, args), _number(self, module, (), ()))
+        if _is_site(self, module):
+            if _overwrites(module):
+                inputs = _tensors(enumerate(args))
                 number = _number(self, module, tuple([path for path, _ in inputs]), ())
                 torch.ops.bnprobe.entered([tensor for _, tensor in inputs], number)
+                _look_back(self, number)
+            else:
+                _note_versions(self)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """The forward hook, traced."""
+        """The forward hook."""
         if _is_site(self, module):
-            inputs = [] if _may_overwrite_inputs(module) else _tensors([*enumerate(args), *kwargs.items()])
+            inputs = [] if _overwrites(module) else _tensors([*enumerate(args), *kwargs.items()])
             outputs = _tensors([("", output)])
-            if inputs or outputs:
-                shown = [tensor for _, tensor in outputs]
-                paths = tuple([path for path, _ in inputs]), tuple([path for path, _ in outputs])
-                number = _number(self, module, *paths)
-                torch.ops.bnprobe.left([tensor for _, tensor in inputs], shown, number)
-                if torch.is_grad_enabled():
-                    torch.ops.bnprobe.expects(shown, number)
+            buffers = [module.running_mean, module.running_var] if _is_running(self, module) else []
+            paths = tuple([path for path, _ in inputs]), tuple([path for path, _ in outputs])
+            number = _number(self, module, *paths)
+            made = [tensor for _, tensor in outputs]
+            torch.ops.bnprobe.left([tensor for _, tensor in inputs], made, buffers, number)
+            _look_back(self, number)
+            if torch.is_grad_enabled():
+                torch.ops.bnprobe.expects(made, number)
         if _is_root(self, module):
-            torch.ops.bnprobe.ends(_number(self, module, (), ()))
+            torch.ops.bnprobe.ends(_anchor(module, (output,)), _number(self, module, (), ()))
+
+    # Called while a graph runs, or between.
 
     def step_done(self) -> None:
         """A training step is over: the next one's gradients belong to its own calls."""
         self._steps += 1
+        self._memories.clear()
 
     def remove(self) -> None:
         """Answer no graph any more."""
         for number in [number for number, place in _PLACES.items() if place.taps is self]:
             del _PLACES[number]
         self._read_before.clear()
+        self._memories.clear()
 
     def begins(self) -> None:
         """The root's forward begins."""
@@ -135,26 +166,33 @@ class CompiledTaps:
             self.taps._end()
 
     def entered(self, place: _Place, site: Site, inputs: Sequence[Tensor]) -> None:
-        """A layer that may overwrite its inputs is about to run."""
+        """A layer that overwrites its inputs is about to run."""
         if not _recomputing():
-            call = self.taps._call(site, 0)
-            self._read_before[site] = self.taps._listener.about_to_change(call, _seen("input", place.inputs, inputs))
+            call, shown = self.taps._call(site, 0), self._show("input", place.inputs, inputs, {})
+            self._read_before[site] = self.taps._listener.about_to_change(call, shown)
+            self._remember(place.inputs, shown)
 
-    def left(self, place: _Place, site: Site, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    def left(
+        self, place: _Place, site: Site, inputs: Sequence[Tensor], outputs: Sequence[Tensor], buffers: Sequence[Tensor]
+    ) -> None:
         """A layer has run."""
         recomputing = _recomputing()
         call = self.taps._call(site, self.taps._count(site, recomputing))
         self._wait(place, call)
-        if not recomputing:
-            shown = None if _may_overwrite(site.module) else _seen("input", place.inputs, inputs)
-            read_before = self._read_before.pop(site, None)
-            self.taps._listener.called(call, shown, _seen("output", place.outputs, outputs), read_before)
+        if recomputing:  # under activation checkpointing the first pass has been told already
+            return
+        running = dict(zip(_RUNNING, buffers, strict=False))
+        before = self._show("input", place.inputs, inputs, running)
+        after = self._show("output", place.outputs, outputs, running)
+        gone = place.overwritten or _overwrites(site.module)
+        self.taps._listener.called(call, None if gone else before, after, self._read_before.pop(site, None))
+        self._remember([*place.inputs, *place.outputs], [*before, *after])
 
     def graded(self, place: _Place, site: Site, gradient: Tensor, which: int) -> None:
         """The gradient at an output has arrived."""
         if place.step != self._steps:
             return  # of a forward in a step that was not recorded
-        where = f"grad_output.{place.outputs[which]}" if which else "grad_output"
+        where = f"grad_output.{place.outputs[which].path}" if which else "grad_output"
         if (call := _whose(place.waiting)) is not None:
             self.taps._listener.graded(call, where, gradient.detach())
         else:
@@ -168,6 +206,25 @@ class CompiledTaps:
         run = (self.taps._forwards, call)
         if not place.waiting or place.waiting[-1] != run:
             place.waiting.append(run)
+
+    def _show(
+        self, place: str, sights: Sequence[_Sight], tensors: Sequence[Tensor], buffers: Mapping[str, Tensor]
+    ) -> list[Seen]:
+        """Tensors at their places, each as an alias of its own: compiled code writes other values into its tensors."""
+        if self._memories_of != self.taps._forwards:
+            self._memories.clear()
+            self._memories_of = self.taps._forwards
+        shown = []
+        for i, (sight, tensor) in enumerate(zip(sights, tensors, strict=True)):
+            memory = self._memories.pop(sight.key, None) if sight.first else self._memories.get(sight.key)
+            shown.append(Seen(f"{place}.{sight.path}" if i else place, tensor.detach(), memory, buffers))
+        return shown
+
+    def _remember(self, sights: Sequence[_Sight], shown: Sequence[Seen]) -> None:
+        """Keep for later places what the listener remembers of these."""
+        for sight, one in zip(sights, shown, strict=True):
+            if (memory := self.taps._known.find(one.tensor)) is not None:
+                self._memories[sight.key] = memory
 
 
 def _whose(waiting: list[tuple[int, Call]]) -> Call | None:
@@ -184,13 +241,60 @@ def _whose(waiting: list[tuple[int, Call]]) -> Call | None:
     return call
 
 
-# What dynamo traces from ``before`` and ``after``; what need not be in the graph hides behind constants.
+# While a graph is traced.
+
+
+class _Trace:
+    """What is known of the graph that is being traced: the versions of its tensors, and which have been shown."""
+
+    def __init__(self) -> None:
+        self._output: Any = lambda: None
+        self._versions: dict[int, int] = {}
+        self._shown: set[Hashable] = set()
+
+    def note_versions(self) -> None:
+        """A layer is about to run: how often has every tensor been written into?"""
+        output = self._begin()
+        tracer, self._versions = output.current_tracer, {}
+        while tracer is not None:
+            for node in tracer.graph.nodes:
+                if isinstance(fake := node.meta.get("example_value"), Tensor):
+                    self._versions[id(fake)] = fake._version
+            tracer = tracer.parent
+
+    def look_back(self, place: _Place) -> None:
+        """The operator just put into the graph: what it shows, and whether the layer wrote into it."""
+        output = self._begin()
+        node = next(reversed(output.graph.nodes))
+        groups = [place.inputs, place.outputs] if len(node.args) > 2 else [place.inputs]
+        for sights, nodes in zip(groups, node.args, strict=False):
+            for i, one in enumerate(nodes):
+                fake = one.meta["example_value"]
+                key = (id(fake), fake._version)
+                if sights is place.inputs and fake._version != self._versions.get(id(fake), 0):
+                    place.overwritten = True
+                sights[i] = _Sight(sights[i].path, key, key not in self._shown)
+                self._shown.add(key)
+
+    def _begin(self) -> Any:
+        from torch._dynamo.symbolic_convert import InstructionTranslator
+
+        output = InstructionTranslator.current_tx().output
+        if self._output() is not output:
+            self._output, self._shown, self._versions = weakref.ref(output), set(), {}
+        return output
 
 
 def _constant(function: _Function) -> _Function:
     """As ``torch.compiler.assume_constant_result``, without importing dynamo for users who compile nothing."""
     function.__dict__["_dynamo_marked_constant"] = True
     return function
+
+
+def _anchor(module: nn.Module, values: tuple[Any, ...]) -> list[Tensor]:
+    """Some tensor of a call: inductor wants to know an operator's device."""
+    shown = _tensors(enumerate(values)) or _tensors(enumerate(module.parameters()))
+    return [tensor for _, tensor in shown[:1]]
 
 
 def _tensors(values: Iterable[tuple[Any, Any]]) -> list[tuple[str, Tensor]]:
@@ -228,8 +332,25 @@ def _is_site(compiled: CompiledTaps, module: nn.Module) -> bool:
 
 
 @_constant
-def _may_overwrite_inputs(module: nn.Module) -> bool:
-    return _may_overwrite(module)
+def _overwrites(module: nn.Module) -> bool:
+    return getattr(module, "inplace", False) is True
+
+
+@_constant
+def _is_running(compiled: CompiledTaps, module: nn.Module) -> bool:
+    """Whether a batch norm has running buffers."""
+    is_batch_norm = compiled.taps._sites[id(module)].family == "batch_norm"
+    return is_batch_norm and all(isinstance(module._buffers.get(name), Tensor) for name in _RUNNING)
+
+
+@_constant
+def _note_versions(compiled: CompiledTaps) -> None:
+    compiled.trace.note_versions()
+
+
+@_constant
+def _look_back(compiled: CompiledTaps, number: int) -> None:
+    compiled.trace.look_back(_PLACES[number])
 
 
 @_constant
@@ -237,13 +358,9 @@ def _number(compiled: CompiledTaps, module: nn.Module, inputs: tuple[str, ...], 
     """A new number for this place in the graph."""
     _guard_owner()
     number = next(_NUMBERS)
-    _PLACES[number] = _Place(compiled, compiled.taps._sites.get(id(module)), inputs, outputs)
+    sights = ([_Sight(path, None, True) for path in paths] for paths in (inputs, outputs))
+    _PLACES[number] = _Place(compiled, compiled.taps._sites.get(id(module)), *sights)
     return number
-
-
-def _may_overwrite(module: nn.Module) -> bool:
-    """Whether a layer's inputs must be read before it runs. PyTorch's own layers say so; others may do anything."""
-    return getattr(module, "inplace", False) is True or not type(module).__module__.startswith("torch.nn.")
 
 
 def _traceable() -> str:
@@ -312,12 +429,12 @@ def _define_operators() -> torch.library.Library:
     return library
 
 
-def _begins(number: int) -> None:
+def _begins(_: Sequence[Tensor], number: int) -> None:
     if (place := _PLACES.get(number)) is not None:
         place.taps.begins()
 
 
-def _ends(number: int) -> None:
+def _ends(_: Sequence[Tensor], number: int) -> None:
     if (place := _PLACES.get(number)) is not None:
         place.taps.ends()
 
@@ -327,9 +444,9 @@ def _entered(inputs: Sequence[Tensor], number: int) -> None:
         _tell(place, place.taps.entered, inputs)
 
 
-def _left(inputs: Sequence[Tensor], outputs: Sequence[Tensor], number: int) -> None:
+def _left(inputs: Sequence[Tensor], outputs: Sequence[Tensor], buffers: Sequence[Tensor], number: int) -> None:
     if (place := _PLACES.get(number)) is not None:
-        _tell(place, place.taps.left, inputs, outputs)
+        _tell(place, place.taps.left, inputs, outputs, buffers)
 
 
 def _graded(gradient: Tensor, which: int, number: int) -> None:
@@ -362,9 +479,3 @@ def _tell(place: _Place, tell: Callable[..., None], *shown: Any) -> None:
             tell(place, site, *shown)
     except Exception as error:
         taps._listener.failed(site, error)
-
-
-def _seen(place: str, paths: Iterable[str], tensors: Iterable[Tensor]) -> list[Seen]:
-    """Tensors at their places, each as an alias of its own: compiled code writes other values into the same tensor."""
-    pairs = zip(paths, tensors, strict=True)
-    return [Seen(f"{place}.{path}" if i else place, tensor.detach()) for i, (path, tensor) in enumerate(pairs)]

@@ -66,11 +66,13 @@ class Seen:
         place: ``input``, ``output.1`` ...
         tensor: the tensor.
         memory: None, or what the listener remembers of this very tensor since another layer showed it.
+        buffers: None, or the layer's buffers where a compiled graph shows them instead of its module.
     """
 
     place: str
     tensor: Tensor
     memory: Any = None
+    buffers: Mapping[str, Tensor] | None = None
 
 
 class Taps:

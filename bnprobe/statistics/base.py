@@ -30,6 +30,7 @@ class Observation:
         axis: its channel axis, or None.
         moments: what autograd saved of it, where it did.
         same_as: an earlier observation of this very tensor at another place.
+        buffers: the layer's buffers, where they are not on the module (a compiled graph writes them there at its end).
     """
 
     site: Site
@@ -39,6 +40,7 @@ class Observation:
     sampler: Sampler
     moments: GroupMoments | None = None
     same_as: "Observation | None" = None
+    buffers: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.states: dict[int, State] = {}
@@ -58,6 +60,11 @@ class Observation:
         if self.tensor is None:
             raise BnprobeError("a statistic reads a tensor after its hook has ended; it must say so by reads_all")
         return self.tensor.detach()
+
+    def buffer(self, name: str) -> Tensor | None:
+        """A buffer of the layer as it stands when the forward ends; None where it has none."""
+        found = getattr(self.site.module, name, None) if self.buffers is None else self.buffers.get(name)
+        return found if isinstance(found, Tensor) else None
 
     def by_channel(self) -> Tensor:
         """``[C, M]`` all values, float32 or wider; C = 1 where there is no channel axis."""
