@@ -247,9 +247,7 @@ class Probe:
             site.describe(
                 feeds=self._taps.flow.edges.get(site.name, ()),
                 observed=site.name in self._reader.observed,
-                why=self._reader.why.get(
-                    site.name, "" if site.name in self._reader.observed else self._taps.why_silent(site)
-                ),
+                why=self._reader.why.get(site.name, self._taps.why_silent(site, site.name in self._reader.observed)),
             )
             for site in self._sites
         ]

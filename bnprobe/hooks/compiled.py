@@ -216,7 +216,9 @@ class CompiledTaps:
             self._memories_of = self.taps._forwards
         shown = []
         for i, (sight, tensor) in enumerate(zip(sights, tensors, strict=True)):
-            memory = self._memories.pop(sight.key, None) if sight.first else self._memories.get(sight.key)
+            if sight.first:  # what is there is of an earlier run of the graph
+                self._memories.pop(sight.key, None)
+            memory = self._memories.get(sight.key)
             shown.append(Seen(f"{place}.{sight.path}" if i else place, tensor.detach(), memory, buffers))
         return shown
 
@@ -382,7 +384,7 @@ def _traceable() -> str:
 
 
 def _guard_owner() -> None:
-    """Tie the frame that is compiled to its own module.
+    """Tie the frame that is compiled to its own modules.
 
     Its code may be shared by many instances (the blocks of a transformer, compiled one by one). By the identity of
     ``self`` dynamo counts each one's graphs for itself, and its limit on recompilations is not reached.
@@ -392,8 +394,9 @@ def _guard_owner() -> None:
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
     frame = InstructionTranslator.current_tx().output.root_tx
-    if isinstance(frame.f_locals.get("self"), nn.Module):
-        install_guard(LocalSource("self", is_input=True).make_guard(GuardBuilder.ID_MATCH))
+    for name in frame.f_code.co_varnames[: frame.f_code.co_argcount]:
+        if isinstance(frame.f_locals.get(name), nn.Module):
+            install_guard(LocalSource(name, is_input=True).make_guard(GuardBuilder.ID_MATCH))
 
 
 # The operators.

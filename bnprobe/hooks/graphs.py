@@ -11,6 +11,8 @@ from torch import nn
 
 __all__ = ["forget_graphs", "run_eagerly"]
 
+# Dead graphs count towards dynamo's limit of 8 for a code: before that, those of other models go with them.
+_DEAD = 4
 _TYPE_GUARD = re.compile(r"___check_type_id\((.+), (\d+)\), type=")
 
 
@@ -36,19 +38,25 @@ def forget_graphs(root: nn.Module) -> None:
     for module in root.modules():
         if module is root or module._modules or not type(module).__module__.startswith("torch.nn."):
             owners.setdefault(id(type(module)), []).append(module)
-    for entry in list(_entries()):
-        manager = entry.guard_manager
-        if manager.extra_state is not None and _concerns(manager.code_parts or (), owners):
-            manager.extra_state.invalidate(entry, DeletedGuardManagerWrapper("a probe was attached"))
+    for code, entries in list(_entries()):
+        dead = [one for one in entries if isinstance(one.guard_manager, DeletedGuardManagerWrapper)]
+        alive = [one for one in entries if one not in dead]
+        concerned = [one for one in alive if _concerns(one.guard_manager.code_parts or (), owners)]
+        if len(dead) + len(concerned) > _DEAD or (concerned and len(concerned) == len(alive)):
+            torch._C._dynamo.eval_frame.reset_code(code)
+        else:
+            for one in concerned:
+                deleted = DeletedGuardManagerWrapper("a probe was attached")
+                one.guard_manager.extra_state.invalidate(one, deleted)
 
 
-def _entries() -> Iterator[Any]:
-    """Every graph that dynamo keeps."""
+def _entries() -> Iterator[tuple[types.CodeType, list[Any]]]:
+    """Every code that dynamo knows, with its graphs."""
     from torch._dynamo.convert_frame import input_codes
 
     for reference in list(input_codes.seen):
         if (code := reference()) is not None:
-            yield from torch._C._dynamo.eval_frame._debug_get_cache_entry_list(code)
+            yield code, torch._C._dynamo.eval_frame._debug_get_cache_entry_list(code)
 
 
 def _concerns(guards: Any, owners: dict[int, list[nn.Module]]) -> bool:

@@ -122,10 +122,10 @@ class Taps:
         self._before_change.clear()
         self.flow.forget()
 
-    def why_silent(self, site: Site) -> str:
-        """Why nothing was heard of a layer of which the listener knows nothing."""
-        if site.name in self._unseen:
-            return self._unseen[site.name]
+    def why_silent(self, site: Site, observed: bool) -> str:
+        """Why nothing, or where ``observed`` not everything, of a layer was shown to the listener."""
+        if observed or site.name in self._unseen:
+            return self._unseen.get(site.name, "")
         if self._ran_compiled or self._root._compiled_call_impl is not None:
             return "it ran inside torch.compile"
         return "its forward was not called"
