@@ -73,8 +73,8 @@ def test_records_are_those_of_eager_mode(name):
 
 
 def test_inductor_records_what_eager_mode_does():
-    run, _ = record(cnn, (8, 3, 9, 9), lambda model: compiled(model, "inductor"))
-    reference, _ = record(cnn, (8, 3, 9, 9))
+    run, _ = record(mlp, (16, 6), lambda model: compiled(model, "inductor"))
+    reference, _ = record(mlp, (16, 6))
     assert_same(run, reference, 1e-3)  # its own kernels, which sum in another order
     assert graphs() == 1
 
@@ -124,10 +124,10 @@ def test_attached_after_compiling_the_model_is_compiled_once_more(how):
 
 
 def test_the_schedule_is_no_part_of_the_graph():
-    run, _ = record(mlp, (16, 6), compiled, steps=21, every=10)
+    run, _ = record(mlp, (16, 6), compiled, steps=11, every=5)
     assert graphs() == 1
-    reference, _ = record(mlp, (16, 6), steps=21, every=10)
-    assert set(run.frame().step) == {0, 10, 20}
+    reference, _ = record(mlp, (16, 6), steps=11, every=5)
+    assert set(run.frame().step) == {0, 5, 10}
     assert_same(run, reference, 1e-5)
 
 
@@ -135,12 +135,12 @@ def test_a_compiled_part_of_a_model_called_twice():
     class Whole(nn.Module):
         def __init__(self):
             super().__init__()
+            self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
             self.part = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
-            self.last = nn.Linear(6, 3)
             self.called = [self.part]
 
         def forward(self, x):
-            return self.last(self.called[0](self.called[0](x)))
+            return self.last(self.called[0](self.called[0](self.first(x))))
 
     def wrap(model):
         model.called = [compiled(model.part)]
@@ -215,8 +215,8 @@ def test_eval_and_inference_between_steps():
                 model(x)
             optimizer.step()
 
-    run, _ = record(cnn, (8, 3, 9, 9), compiled, loop=loop)
-    reference, _ = record(cnn, (8, 3, 9, 9), loop=loop)
+    run, _ = record(mlp, (16, 6), compiled, loop=loop)
+    reference, _ = record(mlp, (16, 6), loop=loop)
     assert_same(run, reference, 1e-5)
     assert set(run.frame().phase) == {"train", "eval"}
 
@@ -245,7 +245,7 @@ def test_structures():
             self.weight = nn.Parameter(torch.ones(6))
 
         def forward(self, x, more):
-            return {"a": x * self.weight, "b": (more, [x * 2])}
+            return {"a": x * self.weight, "b": (more + 1, [x * 2])}
 
     @dataclasses.dataclass
     class Boxed:
@@ -305,7 +305,7 @@ def test_another_instance_of_the_class_is_not_taken_for_the_model():
 def test_detached_the_graph_is_dropped_and_attaching_again_works():
     model = Residual()
     call, x = compiled(model), torch.randn(4, 3, 6, 6)
-    for _ in range(10):  # more often than dynamo compiles a function again
+    for _ in range(9):  # more often than dynamo compiles a function again
         with bnprobe.attach(model, s.Moments()) as probe:
             call(x)
             taps = weakref.ref(probe._taps._compiled)
