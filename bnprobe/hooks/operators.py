@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bnprobe.hooks.places import PLACES, Place
-from bnprobe.hooks.taps import _undisturbed
+from bnprobe.hooks.taps import _undisturbed, when_graded
 
 __all__ = ["define_operators"]
 
@@ -96,7 +96,7 @@ def _expects(outputs: Sequence[Tensor], number: int) -> None:
     """Called by autograd: while AOT traces forward and backward together, or each time where nothing traces them."""
     for which, output in enumerate(outputs):
         if output.requires_grad and torch.is_grad_enabled():
-            output.register_hook(functools.partial(_pass_on, which=which, number=number))  # type: ignore[no-untyped-call]  # torch's own
+            when_graded(output, functools.partial(_pass_on, which=which, number=number))
 
 
 def _pass_on(gradient: Tensor, *, which: int, number: int) -> None:

@@ -24,7 +24,7 @@ from bnprobe.hooks.flow import Flow
 from bnprobe.hooks.graphs import forget_graphs, run_eagerly
 from bnprobe.hooks.sites import Site
 
-__all__ = ["Call", "Listener", "OptimizerTaps", "Seen", "Taps", "tensors_in", "why_unreadable"]
+__all__ = ["Call", "Listener", "OptimizerTaps", "Seen", "Taps", "tensors_in", "when_graded", "why_unreadable"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -240,7 +240,7 @@ class Taps:
             if not one.tensor.requires_grad or not torch.is_grad_enabled():
                 continue
             place = one.place.replace("output", "grad_output", 1)
-            handle: RemovableHandle = one.tensor.register_hook(self._gradient_reader(call, place))  # type: ignore[no-untyped-call]  # torch's own
+            handle = when_graded(one.tensor, self._gradient_reader(call, place))
             if one.tensor.is_leaf:  # a parameter outlives its graph: this hook must be taken off by hand
                 self._leaves.append(handle)
 
@@ -348,6 +348,12 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
 def _versions(args: tuple[Any, ...]) -> list[int]:
     """How often each tensor argument has been written into; inference tensors do not count."""
     return [one._version for one in args if isinstance(one, Tensor) and not one.is_inference()]
+
+
+def when_graded(tensor: Tensor, read: Callable[[Tensor], None]) -> RemovableHandle:
+    """Have a tensor's gradient read when it arrives."""
+    handle: RemovableHandle = tensor.register_hook(read)  # type: ignore[no-untyped-call]  # torch's own
+    return handle
 
 
 def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
