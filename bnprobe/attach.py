@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnprobe.arguments import as_tuple, check, describe
 from bnprobe.collect import UNMEASURABLE, Collector
-from bnprobe.errors import ArgumentError, BnprobeError
-from bnprobe.hooks.scaling import Scaling, stepped_by_a_scaler
+from bnprobe.errors import BnprobeError
+from bnprobe.hooks.scaling import SCALED, Scaling, stepped_by_a_scaler
 from bnprobe.hooks.sites import LayerChoice, Site, find_sites, unwrap
 from bnprobe.hooks.taps import OptimizerTaps, Taps
 from bnprobe.listen import Reader
@@ -78,8 +79,8 @@ def attach(
         SelectionError: ``layers`` chooses nothing.
         RunBusyError, RunError: ``out`` is in use, or is no run directory.
     """
-    optimizers = _as_tuple(optimizer)
-    _check(model, statistics, optimizers, scaler, sample)
+    optimizers = as_tuple(optimizer)
+    check(model, statistics, optimizers, scaler, sample)
     chosen = statistics or (Moments(), Quantiles(), Gradients(), RunningGap(), Saturation())
     probe = Probe(
         unwrap(model),
@@ -134,7 +135,7 @@ class Probe:
         self._pid = os.getpid()
         self._by_hand = self._trained = False
         self._unwritten_steps, self._last_flush = 0, time.monotonic()
-        settings = _settings(statistics, schedule, self._optimizers, sample, seed)
+        settings = describe(statistics, schedule, self._optimizers, sample, seed)
         layers = [site.describe() for site in sites]
         levels = next((one.levels for one in statistics if isinstance(one, Quantiles)), DEFAULT_LEVELS)
 
@@ -321,22 +322,11 @@ class Probe:
 
     def _why(self, site: Site) -> str:
         observed = site.name in self._reader.observed
-        why = self._reader.why.get(site.name, "" if observed else self._silent(site))
+        graded = site.name in self._graded  # its weights had gradients, so something has used them
+        why = self._reader.why.get(site.name, self._taps.why_silent(site, observed, graded))
         if self._scaled and observed:
-            why += (
-                "; " if why else ""
-            ) + "grad_output: multiplied by a GradScaler's scale; attach(scaler=...) undoes it"
+            why += ("; " if why else "") + SCALED
         return why
-
-    def _silent(self, site: Site) -> str:
-        """Why nothing of a layer came by."""
-        if self._taps.compiled:
-            return "it ran inside torch.compile"
-        if isinstance(site.module, torch.jit.ScriptModule):
-            return "a scripted module runs outside of Python"
-        if site.name in self._graded:  # its weights had gradients, so something has used them
-            return "its forward was not called through the module"
-        return "its forward was not called"
 
     @contextmanager
     def _detached_on_error(self) -> Iterator[None]:
@@ -352,53 +342,3 @@ class Probe:
         for taps in (getattr(self, "_taps", None), *getattr(self, "_optimizer_taps", ())):
             if taps is not None:
                 taps.remove()
-
-
-def _as_tuple(optimizer: Any) -> tuple[Any, ...]:
-    if optimizer is None:
-        return ()
-    return tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
-
-
-def _check(model: Any, statistics: Sequence[Any], optimizers: Sequence[Any], scaler: Any, sample: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    for one in statistics:
-        if isinstance(one, type) and issubclass(one, Statistic):
-            raise ArgumentError(f"statistics are instances: write {one.__name__}(), not {one.__name__}")
-        if not isinstance(one, Statistic):
-            raise ArgumentError(f"statistics must come from bnprobe.statistics; got {one!r}")
-    kinds = [type(one).__name__ for one in statistics]
-    if len(set(kinds)) < len(kinds):
-        raise ArgumentError(f"each statistic may be given once; got {', '.join(kinds)}")
-    for optimizer in optimizers:
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise ArgumentError(f"optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}")
-    if len({id(optimizer) for optimizer in optimizers}) < len(optimizers):
-        raise ArgumentError("each optimizer may be given once")
-    if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
-        raise ArgumentError(f"scaler must be a torch.amp.GradScaler; got {type(scaler).__name__}")
-    if not isinstance(sample, int) or isinstance(sample, bool) or sample < 2:
-        raise ArgumentError(f"sample must be an int of at least 2; got {sample!r}")
-
-
-def _settings(
-    statistics: Sequence[Statistic],
-    schedule: Schedule,
-    optimizers: Sequence[torch.optim.Optimizer],
-    sample: int,
-    seed: int,
-) -> dict[str, Any]:
-    quantiles = next((one for one in statistics if isinstance(one, Quantiles)), None)
-    return {
-        "statistics": [repr(one) for one in statistics],
-        "every": _name(schedule),
-        "optimizer": ", ".join(type(optimizer).__name__ for optimizer in optimizers) or None,
-        "sample": sample,
-        "seed": seed,
-        "quantile_channels": list(quantiles.channels) if quantiles else [],
-    }
-
-
-def _name(schedule: Callable[[int], bool]) -> str:
-    return getattr(schedule, "__qualname__", None) or repr(schedule)

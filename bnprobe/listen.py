@@ -9,10 +9,11 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from bnprobe.collect import Collector, Lane
-from bnprobe.hooks.saved import GroupMoments, batch_moments, output_moments, saved_moments
+from bnprobe.hooks.saved import GroupMoments, batch_moments, computed_moments, output_moments, saved_moments
 from bnprobe.hooks.scaling import Scaling
 from bnprobe.hooks.sites import Site
-from bnprobe.hooks.taps import Call, Seen, Taps, why_unreadable
+from bnprobe.hooks.taps import Call, Seen, Taps
+from bnprobe.hooks.tensors import why_unreadable
 from bnprobe.statistics import Observation
 from bnprobe.statistics.sample import Sampler
 
@@ -145,9 +146,11 @@ class Reader:
             axis = spot.axis
         if before is not None and (before.axis == axis or not site.knows_its_channels):
             before.moments = before.moments or moments
-            seen = Observation(site, one.place, tensor, before.axis, self._sampler, before.moments, before)
+            seen = Observation(
+                site, one.place, tensor, before.axis, self._sampler, before.moments, before, None, one.buffers
+            )
         else:
-            seen = Observation(site, one.place, tensor, axis, self._sampler, moments, None, scaling)
+            seen = Observation(site, one.place, tensor, axis, self._sampler, moments, None, scaling, one.buffers)
             if not spot.of_gradient:
                 self.taps.remember(tensor, seen)
         self._collector.prepare(spot.lane, seen)
@@ -165,6 +168,8 @@ class Reader:
         """What is known of a norm layer's input without a pass over it, or by one where the running gap needs it."""
         if not inputs or not outputs or why_unreadable(inputs[0].tensor):
             return None
+        if inputs[0].buffers is not None:  # shown by a compiled graph, where autograd keeps nothing
+            return computed_moments(site, inputs[0].tensor)
         moments = saved_moments(site, inputs[0].tensor, outputs[0].tensor)
         if moments is None and self._gaps and site.family == "batch_norm":
             moments = batch_moments(site, inputs[0].tensor)

@@ -576,20 +576,6 @@ def test_a_full_disk_does_not_stop_the_training(monkeypatch):
     assert probe.run.steps.tolist() == list(range(64, 70))
 
 
-@pytest.mark.parametrize("fullgraph", [False, True])
-def test_a_compiled_model_trains_on_and_is_said_to_be_unobserved(fullgraph):
-    model = mlp()
-    optimizer = sgd(model)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=fullgraph)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch warns of global hooks
-        with bnprobe.attach(compiled, optimizer=optimizer) as probe:
-            train(compiled, optimizer, batches((8, 6), 2))
-    assert not probe.run.layers.observed.any()
-    assert (probe.run.layers.why == "it ran inside torch.compile").all()
-    assert set(probe.run.frame().place) == {"weight"}
-
-
 def test_an_own_statistic():
     class Range(s.Statistic):
         reads_all = True

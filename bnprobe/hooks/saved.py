@@ -5,6 +5,7 @@ every group that it normalized (``grad_fn._saved_result1`` and ``_saved_result2`
 They are believed only where the node surely belongs to this layer's own input.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnprobe.hooks.sites import Site
 
-__all__ = ["GroupMoments", "batch_moments", "merge_moments", "output_moments", "saved_moments", "solve_moments"]
+__all__ = [
+    "GroupMoments",
+    "batch_moments",
+    "computed_moments",
+    "merge_moments",
+    "output_moments",
+    "saved_moments",
+    "solve_moments",
+]
 
 _BATCH_NODES = {"NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0"}
 _SAMPLE_NODES = {"NativeLayerNormBackward0", "NativeGroupNormBackward0"}
@@ -170,18 +179,21 @@ def output_moments(site: Site, inputs: GroupMoments, output: Tensor) -> GroupMom
     if output.dtype.itemsize < 4:
         return None
     layer = site.module
-    if inputs.solve is not _from_invstd or not inputs.by_channel or type(layer).forward is not _BatchNorm.forward:
+    if not inputs.by_channel or not isinstance(layer, _BatchNorm) or type(layer).forward is not _BatchNorm.forward:
         return None
+    if inputs.source != "saved" and not (layer.training or layer.running_mean is None):
+        return None  # it normalized by its running buffers
     if "parametrizations" in layer._modules:  # reading a parametrised weight runs somebody's code
         return None
-    invstd, parameters = inputs.raw[1], layer._parameters
+    parameters, eps = layer._parameters, float(layer.eps)
+    invstd = inputs.raw[1] if inputs.solve is _from_invstd else (inputs.variance + eps).rsqrt()
     gamma, beta = parameters.get("weight"), parameters.get("bias")
     if gamma is None:
-        return GroupMoments(inputs.size, (invstd,), True, inputs.source, inputs.eps, _normalized)
+        return GroupMoments(inputs.size, (invstd,), True, inputs.source, eps, _normalized)
     if beta is None or any(type(one) not in (Tensor, nn.Parameter) for one in (gamma, beta)):
         return None  # operations on sharded ones may wait for other processes
     raw = (invstd, gamma.detach().clone(), beta.detach().clone())
-    return GroupMoments(inputs.size, raw, True, inputs.source, inputs.eps, _normalized_affine)
+    return GroupMoments(inputs.size, raw, True, inputs.source, eps, _normalized_affine)
 
 
 def batch_moments(site: Site, inputs: Tensor) -> GroupMoments | None:
@@ -195,6 +207,26 @@ def batch_moments(site: Site, inputs: Tensor) -> GroupMoments | None:
     values = values if values.dtype == torch.float64 else values.float()
     variance, mean = torch.var_mean(values, dim=[0, *range(2, values.dim())], correction=0)
     return GroupMoments(values.numel() // values.shape[1], (mean, variance), True, "computed")
+
+
+def computed_moments(site: Site, inputs: Tensor) -> GroupMoments | None:
+    """What :func:`saved_moments` would find, by a pass over the input: inside a compiled graph autograd shows nothing.
+
+    Only of PyTorch's own batch, layer and group norm.
+    """
+    layer = site.module
+    if isinstance(layer, nn.LayerNorm) and type(layer).forward is nn.LayerNorm.forward:
+        rows = inputs.numel() // math.prod(layer.normalized_shape)
+    elif isinstance(layer, nn.GroupNorm) and type(layer).forward is nn.GroupNorm.forward:
+        rows = inputs.shape[0] * layer.num_groups
+    else:
+        return batch_moments(site, inputs)
+    if inputs.numel() == 0:
+        return None
+    values = inputs.detach().reshape(rows, -1)
+    values = values if values.dtype == torch.float64 else values.float()
+    variance, mean = torch.var_mean(values, dim=1, correction=0)
+    return GroupMoments(values.shape[1], (mean, variance), False, "computed")
 
 
 def _unpacks_by_hook(node: torch.autograd.graph.Node) -> bool:

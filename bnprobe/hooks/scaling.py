@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
-__all__ = ["Scaling", "stepped_by_a_scaler"]
+__all__ = ["SCALED", "Scaling", "stepped_by_a_scaler"]
+
+SCALED = "grad_output: multiplied by a GradScaler's scale; attach(scaler=...) undoes it"
 
 _FRAMES = 16  # between an optimizer's hook and the scaler's step: PyTorch's own wrappers, a scheduler's
 _STEPS = {torch.amp.GradScaler.step.__code__, torch.amp.GradScaler._maybe_opt_step.__code__}

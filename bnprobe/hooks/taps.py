@@ -10,8 +10,7 @@ random stream and never waits for the device.
 
 import dataclasses
 import sys
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -29,10 +28,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from bnprobe.hooks.flow import Flow
+from bnprobe.hooks.graphs import forget_graphs, run_eagerly
+from bnprobe.hooks.identities import Identities
 from bnprobe.hooks.recomputation import Recomputation
 from bnprobe.hooks.sites import Site
+from bnprobe.hooks.tensors import tensors_in
 
-__all__ = ["Call", "Listener", "OptimizerTaps", "Seen", "Taps", "tensors_in", "why_unreadable"]
+__all__ = ["Call", "Listener", "OptimizerTaps", "Seen", "Taps", "when_graded"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -77,11 +79,13 @@ class Seen:
         place: ``input``, ``output.1`` ...
         tensor: the tensor.
         memory: None, or what the listener remembers of this very tensor since another layer showed it.
+        buffers: None, or the layer's buffers where a compiled graph shows them instead of its module.
     """
 
     place: str
     tensor: Tensor
     memory: Any = None
+    buffers: Mapping[str, Tensor] | None = None
 
 
 class Taps:
@@ -97,18 +101,25 @@ class Taps:
         self._sites = {id(site.module): site for site in sites}
         self._gentle = {site for site in self._sites.values() if _never_writes(site.module)}
         self._root, self._listener = root, listener
-        self._inside, self._training, self._compiled = False, root.training, False
+        self._inside, self._training, self._ran_compiled = False, root.training, False
         self._beginning, self._handling = False, sys.exc_info()[1]
         self._all_calls: dict[tuple[Site, int, bool], Call] = {}
         self._readers: dict[tuple[Call, str], Callable[[Tensor], None]] = {}
         self._calls: dict[Site, int] = {}
+        self._forwards = 0
         self._hidden: dict[Site, list[int]] = {}
         self._again = Recomputation()
         self._versions: dict[Site, list[int]] = {}
         self._before_change: dict[Site, tuple[Any, list[Any]]] = {}
-        self._known = _Identities()
+        self._known = Identities()
         self._leaves: list[RemovableHandle] = []
         self.flow = Flow()
+        from bnprobe.hooks.compiled import CompiledTaps  # which builds on this file
+
+        self._compiled: CompiledTaps | None = CompiledTaps(self)
+        run_eagerly(Taps._before, Taps._after)
+        forget_graphs(root)
+        self._unseen = self._compiled.why
         self._handles = [register_module_forward_pre_hook(self._before)]
         try:
             self._handles.append(register_module_forward_hook(self._after, with_kwargs=True, always_call=True))
@@ -122,22 +133,32 @@ class Taps:
             handle.remove()
             _global_forward_hooks_with_kwargs.pop(handle.id, None)  # torch (2.13) leaves this behind
         self._handles, self._leaves = [], []
+        if self._compiled is not None:
+            self._compiled.remove()
+            self._compiled = None  # and its graphs are dropped with it
         self._known.forget()
         self._before_change.clear()
         self.flow.forget()
 
-    @property
-    def compiled(self) -> bool:
-        """Whether the model has run inside ``torch.compile``, where no hook of ours looks."""
-        return self._compiled or self._root._compiled_call_impl is not None
+    def why_silent(self, site: Site, observed: bool, graded: bool) -> str:
+        """Why nothing, or where ``observed`` not everything, of a layer was shown; ``graded``: gradients reached it."""
+        if observed or site.name in self._unseen:
+            return self._unseen.get(site.name, "")
+        if self._ran_compiled or self._root._compiled_call_impl is not None:
+            return "it ran inside torch.compile"
+        if isinstance(site.module, torch.jit.ScriptModule):
+            return "a scripted module runs outside of Python"
+        return "its forward was not called through the module" if graded else "its forward was not called"
 
     def step_done(self) -> None:
         """A training step is over: calls count anew, and hooks on leaf tensors go."""
         for handle in self._leaves:
             handle.remove()
         self._leaves = []
+        if self._compiled is not None:
+            self._compiled.step_done()
         if not self._beginning:  # an interrupted forward ends here at the latest
-            self._end()
+            self._abandon()
             self._known.forget()
 
     def remember(self, tensor: Tensor, memory: Any) -> None:
@@ -145,7 +166,9 @@ class Taps:
         self._known.keep(tensor, memory)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if is_compiling():  # nothing may enter the graph that is being made
+        if is_compiling():
+            if self._compiled is not None:
+                self._compiled.before(module, args)
             return
         site = self._sites.get(id(module))
         if module is self._root:
@@ -154,7 +177,7 @@ class Taps:
         elif site is None:
             children = module._modules  # a scripted module's know no `get`
             if "_orig_mod" in children and children["_orig_mod"] is self._root:
-                self._compiled = True
+                self._ran_compiled = True
             return
         if site is None or (site in self._gentle and not module._forward_pre_hooks):
             return
@@ -179,6 +202,7 @@ class Taps:
     def _begin(self) -> None:
         self._inside, self._training = True, self._root.training
         self._handling = sys.exc_info()[1]
+        self._forwards += 1
         self._calls.clear()
         self._hidden.clear()
         self._known.forget()
@@ -189,7 +213,7 @@ class Taps:
         finally:
             self._beginning = False
 
-    def _end(self) -> None:
+    def _abandon(self) -> None:
         """A forward of the root that raised, or was interrupted, is over: its graph is let go."""
         self._inside = False
         self._forget_pass()
@@ -201,11 +225,13 @@ class Taps:
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
         if is_compiling():
+            if self._compiled is not None:
+                self._compiled.after(module, args, kwargs, output)
             return
         # Its forward raised (torch 2.13 then calls without the keyword arguments): there is nothing to read.
         if output is None and sys.exc_info()[1] is not self._handling:
             if module is self._root and not _recomputing():
-                self._end()
+                self._abandon()
             return
         site = self._sites.get(id(module))
         if site is not None and self._awake():
@@ -215,8 +241,11 @@ class Taps:
             except Exception as error:  # somebody's training is worth more than a measurement
                 self._listener.failed(site, error)
         if module is self._root and not _recomputing():
-            self._inside = False
-            self.flow.settle()
+            self._end()
+
+    def _end(self) -> None:
+        self._inside = False
+        self.flow.settle()
 
     def _tell(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         outputs = self._show_one("output", output) if type(output) is Tensor else self._show("output", (("", output),))
@@ -286,7 +315,7 @@ class Taps:
                 read = self._gradient_reader(call, "grad_" + one.place)
                 if isinstance(call, Call):
                     self._readers[call, one.place] = read
-            handle: RemovableHandle = one.tensor.register_hook(read)  # type: ignore[no-untyped-call]  # torch's own
+            handle = when_graded(one.tensor, read)
             if one.tensor.is_leaf:  # a parameter outlives its graph: this hook must be taken off by hand
                 self._leaves.append(handle)
 
@@ -331,82 +360,6 @@ class OptimizerTaps:
         self._handles = []
 
 
-class _Identities:
-    """What was remembered of tensors, found again by identity as long as they live and nobody writes into them."""
-
-    def __init__(self) -> None:
-        self._kept: dict[int, tuple[weakref.ref[Tensor], int, Any]] = {}
-
-    def keep(self, tensor: Tensor, memory: Any) -> None:
-        if not tensor.is_inference():  # inference tensors have no version to tell a write by
-            self._kept[id(tensor)] = (weakref.ref(tensor), tensor._version, memory)
-
-    def find(self, tensor: Tensor) -> Any:
-        kept = self._kept.get(id(tensor))
-        if kept is None or kept[0]() is not tensor or kept[1] != tensor._version:
-            return None
-        return kept[2]
-
-    def forget(self) -> None:
-        self._kept.clear()
-
-
-def tensors_in(value: Any, path: str = "", depth: int = 8) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in tuples, lists, mappings and dataclasses, each with its path (``1.0``, ``hidden``).
-
-    Structures are followed ``depth`` levels down: one may contain itself.
-    """
-    if isinstance(value, Tensor):
-        yield path, value
-        return
-    for key, inner in _items(value) if depth else ():
-        yield from tensors_in(inner, f"{path}.{key}" if path else str(key), depth - 1)
-
-
-# What nearly all tensors are, told apart from the rest by one look.
-_READABLE = {
-    (dtype, device, torch.strided)
-    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-    for device in ("cpu", "cuda")
-}
-
-
-def why_unreadable(tensor: Tensor) -> str:
-    """Why a tensor is not measured, or an empty string where it can be."""
-    if (
-        type(tensor) is Tensor
-        and (tensor.dtype, tensor.device.type, tensor.layout) in _READABLE
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        and tensor.numel()
-    ):
-        return ""
-    if type(tensor) is not Tensor and type(tensor) is not nn.Parameter and type(tensor) is not nn.Buffer:
-        return f"{type(tensor).__name__} is no plain tensor"
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        return "the layer ran inside a torch.func transform"
-    if not tensor.dtype.is_floating_point:
-        return f"{str(tensor.dtype).removeprefix('torch.')} values"
-    if tensor.layout is not torch.strided:
-        return f"{str(tensor.layout).removeprefix('torch.')} layout"
-    if tensor.device.type == "meta":
-        return "meta tensors hold no values"
-    return "no values" if tensor.numel() == 0 else ""
-
-
-def _items(value: Any) -> Iterable[tuple[Any, Any]]:
-    if isinstance(value, Mapping):
-        return value.items()
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        # A packed sequence's other fields count and order; they are no activations.
-        fields = ("data",) if isinstance(value, nn.utils.rnn.PackedSequence) else value._fields
-        return [(name, getattr(value, name)) for name in fields]
-    if isinstance(value, tuple | list):
-        return enumerate(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [(field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)]
-    return ()
-
-
 def _never_writes(module: nn.Module) -> bool:
     """Whether it is surely a layer of PyTorch's own that leaves its input as it was."""
     kind = type(module)
@@ -417,6 +370,12 @@ def _never_writes(module: nn.Module) -> bool:
 def _versions(args: tuple[Any, ...]) -> list[int]:
     """How often each tensor argument has been written into; inference tensors do not count."""
     return [one._version for one in args if isinstance(one, Tensor) and not one.is_inference()]
+
+
+def when_graded(tensor: Tensor, read: Callable[[Tensor], None]) -> RemovableHandle:
+    """Have a tensor's gradient read when it arrives."""
+    handle: RemovableHandle = tensor.register_hook(read)  # type: ignore[no-untyped-call]  # torch's own
+    return handle
 
 
 def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

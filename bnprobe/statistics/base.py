@@ -31,6 +31,7 @@ class Observation:
         moments: what autograd saved of it, where it did.
         same_as: an earlier observation of this very tensor at another place.
         scaling: what has scaled a gradient; its values are shown unscaled.
+        buffers: the layer's buffers, where they are not on the module (a compiled graph writes them there at its end).
         shape: of the tensor.
         count: number of its values.
         step: when it was seen; the collector's.
@@ -39,6 +40,7 @@ class Observation:
 
     __slots__ = (
         "axis",
+        "buffers",
         "drawn",
         "moments",
         "place",
@@ -62,11 +64,12 @@ class Observation:
         moments: GroupMoments | None = None,
         same_as: "Observation | None" = None,
         scaling: Scaling | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.site, self.place, self.axis, self.moments, self.sampler = site, place, axis, moments, sampler
         self.tensor: Tensor | None = tensor
         self.same_as: Observation | None = same_as if same_as is None or same_as.same_as is None else same_as.same_as
-        self.scaling, self.shape = scaling, tensor.shape
+        self.scaling, self.buffers, self.shape = scaling, buffers, tensor.shape
         self.states: dict[int, State] | None = None
         self.step = 0
         self.drawn: Sample | None = None
@@ -103,6 +106,11 @@ class Observation:
         if self.tensor is None:
             raise BnprobeError("a statistic reads a tensor after its hook has ended; it must say so by reads_all")
         return self.tensor
+
+    def buffer(self, name: str) -> Tensor | None:
+        """A buffer of the layer as it stands when the forward ends; None where it has none."""
+        found = getattr(self.site.module, name, None) if self.buffers is None else self.buffers.get(name)
+        return found if isinstance(found, Tensor) else None
 
     def by_channel(self) -> Tensor:
         """``[C, M]`` all values, float32 or wider; C = 1 where there is no channel axis."""

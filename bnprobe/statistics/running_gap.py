@@ -77,7 +77,7 @@ class RunningGap(Statistic):
     def update(self, state: GapState | None, seen: Observation) -> GapState | None:
         """One more batch; one without running buffers or moments changes nothing."""
         module, batch = seen.site.module, seen.moments
-        running_mean, running_var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+        running_mean, running_var = seen.buffer("running_mean"), seen.buffer("running_var")
         if batch is None or not batch.by_channel or running_mean is None or running_var is None:
             return state
         if running_mean.shape != batch.raw[0].shape or batch.size < 2:  # one value has no variance

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bnprobe.hooks.sites import find_sites
-from bnprobe.hooks.taps import Taps, tensors_in, why_unreadable
+from bnprobe.hooks.taps import Taps
+from bnprobe.hooks.tensors import tensors_in, why_unreadable
 from tests.cases import CASES, Residual, cnn, mlp
 
 pytestmark = pytest.mark.usefixtures("no_hooks_left")

@@ -1,0 +1,66 @@
+"""Tensors in the structures that layers take and give, and which of them can be measured."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["tensors_in", "why_unreadable"]
+
+
+def tensors_in(value: Any, path: str = "", depth: int = 8) -> Iterator[tuple[str, Tensor]]:
+    """Tensors in tuples, lists, mappings and dataclasses, each with its path (``1.0``, ``hidden``).
+
+    Structures are followed ``depth`` levels down: one may contain itself.
+    """
+    if isinstance(value, Tensor):
+        yield path, value
+        return
+    for key, inner in _items(value) if depth else ():
+        yield from tensors_in(inner, f"{path}.{key}" if path else str(key), depth - 1)
+
+
+# What nearly all tensors are, told apart from the rest by one look.
+_READABLE = {
+    (dtype, device, torch.strided)
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    for device in ("cpu", "cuda")
+}
+
+
+def why_unreadable(tensor: Tensor) -> str:
+    """Why a tensor is not measured, or an empty string where it can be."""
+    if (
+        type(tensor) is Tensor
+        and (tensor.dtype, tensor.device.type, tensor.layout) in _READABLE
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and tensor.numel()
+    ):
+        return ""
+    if type(tensor) is not Tensor and type(tensor) is not nn.Parameter and type(tensor) is not nn.Buffer:
+        return f"{type(tensor).__name__} is no plain tensor"
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return "the layer ran inside a torch.func transform"
+    if not tensor.dtype.is_floating_point:
+        return f"{str(tensor.dtype).removeprefix('torch.')} values"
+    if tensor.layout is not torch.strided:
+        return f"{str(tensor.layout).removeprefix('torch.')} layout"
+    if tensor.device.type == "meta":
+        return "meta tensors hold no values"
+    return "no values" if tensor.numel() == 0 else ""
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, Mapping):
+        return value.items()
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        # A packed sequence's other fields count and order; they are no activations.
+        fields = ("data",) if isinstance(value, nn.utils.rnn.PackedSequence) else value._fields
+        return [(name, getattr(value, name)) for name in fields]
+    if isinstance(value, tuple | list):
+        return enumerate(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)]
+    return ()
