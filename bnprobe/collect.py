@@ -93,10 +93,8 @@ class Collector:
             with torch.no_grad():
                 for index in lane.reading:
                     self.bytes += _size(self._state(index, seen))
-        if lane.samples:
-            owner = seen if seen.same_as is None else seen.same_as
-            if owner.drawn is None:
-                self.bytes += seen.sample.nbytes + (0 if seen.moments is None else seen.moments.nbytes)
+        if lane.samples and (seen.same_as is None or seen.same_as.drawn is None):
+            self.bytes += seen.sample.nbytes + (0 if seen.moments is None else seen.moments.nbytes)
 
     def add(self, lane: Lane, step: int, seen: Observation) -> None:
         """One more tensor for a record."""

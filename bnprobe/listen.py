@@ -1,7 +1,7 @@
 """Reading what the taps show: from tensors at places to observations in a collector."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,7 +60,10 @@ class Reader:
 
     def about_to_change(self, call: Call, inputs: list[Seen]) -> list[Observation]:
         """Read the inputs of an in-place layer before they are overwritten."""
-        return [seen for one in inputs if (seen := self._observe(self._spot(call, one.place), one)) is not None]
+        seen = [
+            self._observe(self._spot(call, one.place), one.tensor, one.memory, buffers=one.buffers) for one in inputs
+        ]
+        return [one for one in seen if one is not None]
 
     def called(self, call: Call, inputs: list[Seen] | None, outputs: list[Seen], read_before: Any) -> None:
         """Read a layer's inputs and outputs."""
@@ -73,9 +76,10 @@ class Reader:
     def graded(self, call: Call, place: str, gradient: Tensor) -> None:
         """Read the gradient at a layer's output; its channels are the output's."""
         spot = self._spot(call, place)
-        known = spot.given is not None and spot.given[0] == gradient.shape
-        axis = spot.given[1] if known and spot.given else None
-        seen = self._observe(spot, Seen(place, gradient), None, axis, known, self.scaling)
+        axis, known = None, False
+        if spot.given is not None and spot.given[0] == gradient.shape:
+            axis, known = spot.given[1], True
+        seen = self._observe(spot, gradient, None, None, axis, known, self.scaling)
         if seen is not None:
             self._collector.add(spot.lane, self.now, seen)
 
@@ -99,23 +103,28 @@ class Reader:
         made = output_moments(site, moments, outputs[0].tensor) if moments is not None else None
         for one in self._intact(site, inputs, outputs):
             spot = self._spot(call, one.place)
-            seen = self._observe(spot, one, moments)
+            seen = self._observe(spot, one.tensor, one.memory, moments, buffers=one.buffers)
             if seen is not None:
                 self._collector.add(spot.lane, self.now, seen)
                 before = before or seen
             moments = None
         for one in outputs:
-            # A layer that treats all axes alike hands its input's channels on.
-            handed = before is not None and before.shape == one.tensor.shape and not site.knows_its_channels
-            spot = self._spot(call, one.place)
-            output = self._observe(spot, one, made, before.axis if before is not None and handed else None, handed)
+            spot, tensor = self._spot(call, one.place), one.tensor
+            axis, known = None, False
+            if before is not None and not site.knows_its_channels and before.shape == tensor.shape:
+                axis, known = before.axis, True  # a layer that treats all axes alike hands its input's channels on
+            output = self._observe(spot, tensor, one.memory, made, axis, known, None, one.buffers)
             made = None
             if output is not None:
-                self._spot(call, "grad_" + one.place).given = (output.shape, output.axis)
+                if spot.gradient is None:
+                    spot.gradient = self._spot(call, "grad_" + one.place)
+                spot.gradient.given = (output.shape, output.axis)
                 self._collector.add(spot.lane, self.now, output)
 
     def _intact(self, site: Site, inputs: list[Seen], outputs: list[Seen]) -> list[Seen]:
         """Inputs that surely are as the layer received them."""
+        if len(inputs) == len(outputs) == 1 and inputs[0].tensor is not outputs[0].tensor:
+            return inputs
         made = {id(one.tensor) for one in outputs}
         doubtful = [one for one in inputs if id(one.tensor) in made and one.memory is None]
         if not doubtful:
@@ -126,34 +135,38 @@ class Reader:
     def _observe(
         self,
         spot: "_Spot",
-        one: Seen,
+        tensor: Tensor,
+        before: Observation | None,
         moments: GroupMoments | None = None,
         axis: int | None = None,
         known: bool = False,
         scaling: Scaling | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
     ) -> Observation | None:
-        """What statistics see of a tensor; ``axis`` is its channel axis where that is ``known``."""
-        tensor, before = one.tensor, one.memory
-        site = spot.site
-        if not spot.has_seen(tensor):
+        """What statistics see of a tensor, seen ``before`` or not; ``axis`` is its channel axis where ``known``."""
+        site, lane = spot.site, spot.lane
+        if not (
+            tensor.shape == spot.shape
+            and tensor.dtype is spot.dtype
+            and type(tensor) is Tensor
+            and not is_functorch_wrapped_tensor(tensor)
+        ):  # else it can be read as the last one was
             why = why_unreadable(tensor)
             if why:
-                self.why.setdefault(site.name, f"{one.place}: {why}")
+                self.why.setdefault(site.name, f"{lane.place}: {why}")
                 return None
             spot.remember(tensor)
             self.observed.add(site.name)
         if not known:
             axis = spot.axis
         if before is not None and (before.axis == axis or not site.knows_its_channels):
-            before.moments = before.moments or moments
-            seen = Observation(
-                site, one.place, tensor, before.axis, self._sampler, before.moments, before, None, one.buffers
-            )
+            before.moments = moments = before.moments or moments
+            seen = Observation(site, lane.place, tensor, before.axis, self._sampler, moments, before, None, buffers)
         else:
-            seen = Observation(site, one.place, tensor, axis, self._sampler, moments, None, scaling, one.buffers)
+            seen = Observation(site, lane.place, tensor, axis, self._sampler, moments, None, scaling, buffers)
             if not spot.of_gradient:
                 self.taps.remember(tensor, seen)
-        self._collector.prepare(spot.lane, seen)
+        self._collector.prepare(lane, seen)
         seen.tensor = None
         return seen
 
@@ -181,30 +194,24 @@ class _Spot:
 
     Attributes:
         site, lane: of the layer.
+        shape, dtype: of the last tensor.
         axis: the channel axis that the layer itself suggests for such a tensor.
+        gradient: of an output, the place of its gradient.
         given: of a gradient, shape and channel axis of the output that it belongs to.
         of_gradient: whether tensors here are gradients.
     """
 
-    __slots__ = ("_dtype", "_shape", "axis", "given", "lane", "of_gradient", "site")
+    __slots__ = ("axis", "dtype", "given", "gradient", "lane", "of_gradient", "shape", "site")
 
     def __init__(self, site: Site, lane: Lane) -> None:
         self.site, self.lane = site, lane
         self.axis: int | None = None
+        self.gradient: _Spot | None = None
         self.given: tuple[torch.Size, int | None] | None = None
         self.of_gradient = lane.place.startswith("grad")
-        self._shape: torch.Size | None = None
-        self._dtype: torch.dtype | None = None
-
-    def has_seen(self, tensor: Tensor) -> bool:
-        """Whether the last tensor here was of this kind, so that this one can be read as that was."""
-        return (
-            type(tensor) is Tensor
-            and tensor.shape == self._shape
-            and tensor.dtype is self._dtype
-            and not is_functorch_wrapped_tensor(tensor)
-        )
+        self.shape: torch.Size | None = None
+        self.dtype: torch.dtype | None = None
 
     def remember(self, tensor: Tensor) -> None:
         """What this tensor is like."""
-        self._shape, self._dtype, self.axis = tensor.shape, tensor.dtype, self.site.channel_axis(tensor)
+        self.shape, self.dtype, self.axis = tensor.shape, tensor.dtype, self.site.channel_axis(tensor)

@@ -83,6 +83,9 @@ def assert_same_moments(run, twin, places=("input", "output", "grad_output"), ro
 # Merged records are those of one process over the concatenated batch.
 
 
+@pytest.mark.works_under(
+    "DDP: one merged record, equal to that of one process over all batches", group="Several processes"
+)
 def test_exact_statistics_are_those_of_one_process(merged):
     """Unequal batches of 10 + 22, 17 + 3 and 8 + 8 rows; moments, shapes, shares, quantiles, channels."""
     run, twin = bnprobe.load(merged[0] / "exact"), job.alone(job.model, job.ROWS, *job.exactly())
@@ -149,6 +152,7 @@ def test_several_probes_and_a_run_in_memory(merged):
     assert not Path(found["sampled", "0"]["path"][0]).exists()
 
 
+@pytest.mark.works_under("unequal batches; ranks without data", group="Several processes")
 @pytest.mark.parametrize("who", [0, 1])
 def test_a_rank_without_data(merged, who):
     """Inside ``Join``; the clock is the other's, and the inventory as well."""
@@ -167,6 +171,7 @@ def test_a_rank_that_runs_out_of_data(merged):
     assert counts == [6 * 32, 6 * 17, 6 * 8]
 
 
+@pytest.mark.works_under("static_graph; find_unused_parameters", group="Several processes")
 def test_static_graph(merged):
     run, twin = bnprobe.load(merged[0] / "static"), job.alone(job.model, job.ROWS, s.Moments(exact=True))
     assert_same_moments(run, twin, places=("input", "output"))
@@ -178,6 +183,7 @@ def test_find_unused_parameters(merged):
     assert dict(zip(run.layers.name, run.layers.observed, strict=True)) == {"body": True, "used": True, "unused": False}
 
 
+@pytest.mark.works_under("FSDP2 (fully_shard)", group="Several processes")
 def test_fsdp(merged):
     """Blocks and root sharded: all layers and gradients are observed, and norms are those of whole weights."""
     run, twin = bnprobe.load(merged[0] / "fsdp"), job.alone(job.model, job.ROWS, *job.exactly())
@@ -200,6 +206,7 @@ def test_a_shards_norm_is_not_recorded_as_the_weights(ways):
     assert alone.layers.observed.all()
 
 
+@pytest.mark.works_under("SyncBatchNorm", group="Several processes", verdict="tested where a GPU is found")
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="SyncBatchNorm needs CUDA")
 def test_sync_batch_norm(tmp_path):
@@ -240,6 +247,7 @@ def test_asking_for_the_run(ways):
     assert counts.tolist() == [6 * sum(rows) for rows in job.ROWS]
 
 
+@pytest.mark.works_under("ranks that attach alone, raise or die: nobody hangs", group="Several processes")
 def test_one_rank_attaches_alone(ways):
     """It waits for its bound, says so, and the next common attachment finds both."""
     folder, found = ways

@@ -46,6 +46,10 @@ def _one_thread():
     torch.set_num_threads(2)
 
 
+@pytest.mark.works_under(
+    "16 networks of pytorchcv, 16 architectures of transformers (all: python -m benchmarks zoo)",
+    group="Models nobody here wrote",
+)
 @pytest.mark.parametrize("specimen", SPECIMENS, ids=lambda one: one.name.replace(" ", "-").replace(":", ""))
 def test_one_step(specimen):
     if find_spec(specimen.package) is None:

@@ -231,10 +231,11 @@ def computed_moments(site: Site, inputs: Tensor) -> GroupMoments | None:
 
 def _unpacks_by_hook(node: torch.autograd.graph.Node) -> bool:
     """Whether reading the node's tensors runs hooks: a checkpoint's (it would run the layers again) or a user's."""
-    return any(
-        getattr(getattr(node, f"_raw_saved_{name}", None), "unpack_hook", True) is not None
-        for name in ("input", "result1", "result2")
-    )
+    try:
+        raw = (node._raw_saved_input, node._raw_saved_result1, node._raw_saved_result2)  # type: ignore[attr-defined]
+    except AttributeError:
+        return True
+    return any(one.unpack_hook is not None for one in raw)
 
 
 def _eps(node: torch.autograd.graph.Node, module: nn.Module) -> float | None:

@@ -58,6 +58,9 @@ def assert_same(run, reference, tolerance):
     assert (both["count"] == both.count_too).all()
 
 
+@pytest.mark.works_under(
+    "fullgraph=True, zero graph breaks: inputs, outputs and gradients as in eager mode", group="torch.compile"
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_records_are_those_of_eager_mode(name):
     make, shape = MODELS[name]
@@ -79,6 +82,7 @@ def test_inductor_records_what_eager_mode_does():
     assert graphs() == 1
 
 
+@pytest.mark.works_under("inductor", group="torch.compile")
 def test_inductor_trains_to_the_same_bits_with_and_without():
     weights = []
     for recorded in (False, True):
@@ -95,6 +99,10 @@ def test_inductor_trains_to_the_same_bits_with_and_without():
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.works_under(
+    "attached before and after (one compilation more); torch.compile(model), model.compile(), compiled losses",
+    group="torch.compile",
+)
 @pytest.mark.parametrize("how", ["function", "method", "loss"])
 def test_attached_after_compiling_the_model_is_compiled_once_more(how):
     torch.manual_seed(0)
@@ -123,6 +131,7 @@ def test_attached_after_compiling_the_model_is_compiled_once_more(how):
     assert graphs() == before + 2
 
 
+@pytest.mark.works_under("schedules, without another graph", group="torch.compile")
 def test_the_schedule_is_no_part_of_the_graph():
     run, _ = record(mlp, (16, 6), compiled, steps=11, every=5)
     assert graphs() == 1
@@ -131,6 +140,7 @@ def test_the_schedule_is_no_part_of_the_graph():
     assert_same(run, reference, 1e-5)
 
 
+@pytest.mark.works_under("compiled parts of a model", group="torch.compile")
 def test_a_compiled_part_of_a_model_called_twice():
     class Whole(nn.Module):
         def __init__(self):
@@ -175,6 +185,7 @@ class Checkpointed(nn.Module):
         return self.last(checkpoint(self.called[0], self.first(x), use_reentrant=False))
 
 
+@pytest.mark.works_under("checkpointing inside and around", group="torch.compile")
 @pytest.mark.parametrize("where", ["inside", "around"])
 def test_recomputation_is_counted_once(where):
     def wrap(model):
@@ -221,6 +232,11 @@ def test_eval_and_inference_between_steps():
     assert set(run.frame().phase) == {"train", "eval"}
 
 
+@pytest.mark.works_under(
+    "layers inside cond, vmap and other higher-order operators; outputs in dataclasses",
+    group="torch.compile",
+    verdict="not observed, listed why",
+)
 def test_where_no_operator_may_stand_the_inventory_says_so():
     class Mapped(nn.Module):
         def __init__(self):

@@ -1,5 +1,6 @@
 """The laws of :class:`bnprobe.statistics.Statistic`, for every exported statistic."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -106,3 +107,33 @@ def test_sampled_results_are_within_their_errors(name):
                 assert abs(value - truth[quantity][0]) <= 4 * error, (quantity, seed)
             if quantity == "dead":
                 assert value == truth[quantity][0]
+
+
+@pytest.mark.parametrize("name", {**EXACT, **{f"sampled {k}": v for k, v in SAMPLED.items()}})
+@given(x=tensors(), y=tensors())
+def test_measuring_many_at_once_is_measuring_each(name, x, y):
+    statistic, layer, place = EXACT.get(name) or SAMPLED[name.removeprefix("sampled ")]
+    seen = [observe(layer, place, one) for one in (x, y, x[:1])]
+    states = [statistic.update(statistic.start(), one) for one in seen]
+    together = statistic.measure(seen)
+    for row, state in enumerate(states):
+        if state is None:  # a batch of one value has no gap: its row is empty
+            assert all(np.isnan(measured.value[row]) for measured in together.values())
+            continue
+        for quantity, measured in statistic.finish([state]).items():
+            mine = together[quantity]
+            for one, other in (
+                (mine.value[row], measured.value[0]),
+                (0.0 if mine.error is None else mine.error[row], 0.0 if measured.error is None else measured.error[0]),
+                (_of(mine.grid, row), _of(measured.grid, 0)),
+                (_of(mine.channels, row), _of(measured.channels, 0)),
+                (_of(mine.channel_errors, row), _of(measured.channel_errors, 0)),
+            ):
+                if one is None or other is None:
+                    assert one is other
+                else:
+                    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-12)
+
+
+def _of(lists, row):
+    return None if lists is None else lists[row]
