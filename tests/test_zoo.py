@@ -165,10 +165,10 @@ def test_it_catches_a_layer_that_is_missed(monkeypatch):
 
 
 def test_what_the_probe_says_is_a_failure(monkeypatch):
-    def update(self, state, seen):
+    def measure(self, seen):
         raise ValueError("no such luck")
 
-    monkeypatch.setattr(bnprobe.statistics.Saturation, "update", update)
+    monkeypatch.setattr(bnprobe.statistics.Saturation, "measure", measure)
     network = Specimen("sigmoid", "torch", lambda: nn.Sequential(nn.Linear(6, 6), nn.Sigmoid()), SOUND.inputs)
     assert any("no such luck" in one for one in check(network).failures)
 

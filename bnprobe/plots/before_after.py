@@ -92,6 +92,7 @@ def _density(
     """Share of values in each bin, from the quantile function; zeros where the record has no finite values."""
     if not np.isfinite(quantiles).all():
         return np.zeros(len(edges) - 1)
+    quantiles = np.where(np.abs(quantiles) < 1e-290, 0.0, quantiles)  # slopes between denormal numbers overflow
     share = np.diff(np.interp(edges, quantiles, levels, left=0.0, right=1.0))
     for _ in range(_SMOOTHINGS):
         padded = np.pad(share, 1, mode="edge")
