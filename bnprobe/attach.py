@@ -44,7 +44,7 @@ def attach(
     scaler: torch.amp.GradScaler | None = None,
     out: str | os.PathLike[str] | None = None,
     start: int | None = None,
-    sample: int = 1024,
+    sample: int = 2048,
     seed: int = 0,
 ) -> "Probe":
     """Listen to a model while it trains, without changing what it does.

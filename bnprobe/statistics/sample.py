@@ -188,12 +188,12 @@ class Sampler:
     at in different places.
 
     Args:
-        size: values looked at in a tensor. 1024 bounds a quantile's rank error by 0.042 at 95 % (DKW); ours, as the
+        size: values looked at in a tensor. 2048 bounds a quantile's rank error by 0.030 at 95 % (DKW); ours, as the
             cost of a step is then a few per cent of a small network's (see benchmarks).
         seed: of the generator.
     """
 
-    def __init__(self, size: int = 1024, seed: int = 0) -> None:
+    def __init__(self, size: int = 2048, seed: int = 0) -> None:
         self.size = size
         self._generator = torch.Generator("cpu").manual_seed(seed)
         self._seed = seed
