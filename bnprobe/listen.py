@@ -167,7 +167,7 @@ class Reader:
             if not spot.of_gradient:
                 self.taps.remember(tensor, seen)
         self._collector.prepare(lane, seen)
-        seen.tensor = None
+        seen.tensor = None  # an observation outlives its hook; the activation must not
         return seen
 
     def _spot(self, call: Call, place: str) -> "_Spot":

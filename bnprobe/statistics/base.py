@@ -118,10 +118,6 @@ class Observation:
         values = values if values.dtype.itemsize >= 4 else values.float()
         return values.reshape(1, -1) if self.axis is None else values.movedim(self.axis, 0).flatten(1)
 
-    def release(self) -> None:
-        """Let go of the tensor: an observation outlives its hook, the activation must not."""
-        self.tensor = None
-
 
 class Statistic(ABC):
     """A streaming statistic; a frozen dataclass whose fields are its settings.
