@@ -82,10 +82,10 @@ def attach(
     optimizers = as_tuple(optimizer)
     check(model, statistics, optimizers, scaler, sample)
     chosen = statistics or (Moments(), Quantiles(), Gradients(), RunningGap(), Saturation())
-    probe = Probe(
+    return Probe(
         unwrap(model),
         chosen,
-        find_sites(model, layers),
+        partial(find_sites, model, layers),
         as_schedule(every),
         optimizers,
         scaler,
@@ -94,8 +94,6 @@ def attach(
         sample,
         seed,
     )
-    probe._find_again = partial(find_sites, model, layers)
-    return probe
 
 
 class Probe:
@@ -109,7 +107,7 @@ class Probe:
         self,
         root: nn.Module,
         statistics: Sequence[Statistic],
-        sites: Sequence[Site],
+        find: Callable[[], list[Site]],
         schedule: Schedule,
         optimizers: Sequence[torch.optim.Optimizer],
         scaler: torch.amp.GradScaler | None,
@@ -118,7 +116,8 @@ class Probe:
         sample: int,
         seed: int,
     ) -> None:
-        self._sites, self._schedule, self._optimizers = list(sites), schedule, tuple(optimizers)
+        self._find, self._schedule, self._optimizers = find, schedule, tuple(optimizers)
+        sites = self._sites = find()
         self._sampler, self._collector = Sampler(sample, seed_of_rank(seed)), Collector(statistics)
         gaps = any(isinstance(statistic, RunningGap) for statistic in statistics)
         self._reader = Reader(self._sampler, self._collector, gaps, self._forward_begins)
@@ -131,7 +130,6 @@ class Probe:
         self._graded: set[str] = set()
         self._scaled = False
         self._late: list[Site] = []
-        self._find_again: Callable[[], list[Site]] = list
         self._pid = os.getpid()
         self._by_hand = self._trained = False
         self._unwritten_steps, self._last_flush = 0, time.monotonic()
@@ -316,7 +314,7 @@ class Probe:
         """Layers that would be listened to now and were not there, under their names, when the probe was attached."""
         known = {site.name for site in self._sites}
         try:
-            return [site for site in self._find_again() if site.name not in known]
+            return [site for site in self._find() if site.name not in known]
         except (BnprobeError, *UNMEASURABLE):  # none is left, or the user's own choice fails
             return []
 

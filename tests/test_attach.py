@@ -850,3 +850,14 @@ def test_memory_does_not_grow_with_steps(where, tmp_path):
     )
     assert float(done.stdout) < 30
     assert math.isfinite(float(done.stdout))
+
+
+def test_a_traced_forward_is_no_step():
+    model, x = nn.Sequential(nn.Linear(6, 3), nn.ReLU()), torch.randn(4, 6)
+    with bnprobe.attach(model) as probe:
+        model(x)
+        torch.jit.trace(model, x, check_trace=False)
+        assert probe.now == 0
+        model(x)
+        assert probe.now == 1
+    assert list(probe.run.steps) == [0, 1]

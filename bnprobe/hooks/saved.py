@@ -100,11 +100,6 @@ class GroupMoments:
         """Size of what is kept."""
         return sum(one.nbytes for one in self.raw)
 
-    def to_host(self) -> "GroupMoments":
-        """The same on the host."""
-        raw = tuple(one.cpu() for one in self.raw)
-        return GroupMoments(self.size, raw, self.by_channel, self.source, self.eps, self.solve)
-
 
 def solve_moments(
     many: Sequence[GroupMoments | None],

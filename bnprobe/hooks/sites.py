@@ -90,10 +90,10 @@ class Site:
             "hidden_size",
             "embedding_dim",
         ):
-            value = getattr(self.module, attribute, None)
+            value = _attribute(self.module, attribute)
             if isinstance(value, int):
                 return value
-        shape = getattr(self.module, "normalized_shape", None)
+        shape = _attribute(self.module, "normalized_shape")
         return int(shape[0]) if isinstance(shape, Sequence) and len(shape) == 1 else None
 
     def channel_axis(self, tensor: Tensor) -> int | None:
@@ -124,8 +124,9 @@ class Site:
 
     def describe(self, feeds: Sequence[str] = (), observed: bool = False, why: str = "") -> Layer:
         """The inventory's line, read from the module as it is now (lazy layers change when they first run)."""
-        eps = getattr(self.module, "eps", getattr(self.module, "variance_epsilon", None))
-        momentum = getattr(self.module, "momentum", None)
+        eps = _attribute(self.module, "eps")
+        eps = _attribute(self.module, "variance_epsilon") if eps is None else eps
+        momentum = _attribute(self.module, "momentum")
         return Layer(
             name=self.name,
             kind=_kind(self.module),
@@ -234,6 +235,14 @@ def _family(module: nn.Module) -> str:
         if isinstance(module, nn.PReLU):
             return "nonlinearity"
     return "other"
+
+
+def _attribute(module: nn.Module, name: str) -> Any:
+    """An attribute, or None where there is none; a property of the user's may raise whatever it likes."""
+    try:
+        return getattr(module, name, None)
+    except Exception:
+        return None
 
 
 def _kind(module: nn.Module) -> str:

@@ -172,7 +172,7 @@ class Taps:
             return
         site = self._sites.get(id(module))
         if module is self._root:
-            if not _recomputing():
+            if not _recomputing() and not torch._C._is_tracing():
                 self._begin()
         elif site is None:
             children = module._modules  # a scripted module's know no `get`

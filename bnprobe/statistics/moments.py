@@ -20,6 +20,7 @@ __all__ = ["Moments"]
 # 95 %: a share that was never seen in n draws is below 1 - 0.05^(1/n) (Clopper-Pearson with no success).
 _UNSEEN = 0.05
 _SINGLE = 2.0**-21  # four roundings in single precision
+_HUGE = 1e37  # differences of float32 numbers below stay far from the largest, 3.4e38
 _LOOKS = 8  # fewer values of a channel say nothing of its spread, nor of the error of its mean
 
 
@@ -220,12 +221,14 @@ def sample_moments(matrix: NDArray[Any]) -> tuple[dict[str, NDArray[np.float64]]
             total = x.sum(1, dtype=np.float64)
         smallest, largest = low.min(1).astype(np.float64), high.max(1).astype(np.float64)
         mean = total / n
-        d = x - mean[:, None].astype(matrix.dtype)
+        if matrix.dtype != np.float64 and max(largest.max(), -smallest.min()) > _HUGE:
+            x = x.astype(np.float64)  # deviations from the mean would overflow
+        d = x - mean[:, None].astype(x.dtype)
         if not clean:
             d[~finite] = 0
         scale = np.maximum(largest - mean, mean - smallest)  # keeps the eighth power in range
         scale = np.where(scale > 0, scale, 1.0)
-        d /= scale[:, None].astype(matrix.dtype)
+        d /= scale[:, None].astype(x.dtype)
         m = _central(d, n)
         # Deviations that are rounding of the mean are no spread: a constant row has no shape.
         resolution = 1e-15 if matrix.dtype == np.float64 else 1e-6

@@ -158,10 +158,6 @@ class Sample:
         """Whether every value of the population is here."""
         return len(self.taken) == self.of.count
 
-    def to_host(self) -> "Sample":
-        """The same on the host."""
-        return Sample(self.values.cpu(), self.of, self.seed, None if self.keys is None else self.keys.cpu())
-
     def with_keys(self) -> Tensor:
         """The n smallest of ``count`` uniform keys, in random order: as if each value had drawn its own."""
         if self.keys is not None:
@@ -188,8 +184,8 @@ class Sampler:
     at in different places.
 
     Args:
-        size: values looked at in a tensor. 2048 bounds a quantile's rank error by 0.030 at 95 % (DKW); ours, as the
-            cost of a step is then a few per cent of a small network's (see benchmarks).
+        size: values looked at in a tensor. 2048 bounds a quantile's rank error by 0.030 at 95 % (DKW); ours: with half
+            as many a step of ResNet-20 costs 3 % less, and errors of heavy-tailed variances begin to be short.
         seed: of the generator.
     """
 

@@ -85,8 +85,7 @@ class LearningRates:
     """The learning rate that an optimizer applies to the first parameter of each layer."""
 
     def __init__(self, sites: Sequence[Site], optimizer: torch.optim.Optimizer) -> None:
-        self._layers = [site.module for site in sites]
-        self._firsts = [(site.name, next(site.module.parameters(recurse=False), None)) for site in sites]
+        self._layers = [(site.name, site.module) for site in sites]
         self._optimizer = optimizer
         self._known: list[tuple[str, int]] = []
         self._names: tuple[str, ...] = ()
@@ -97,14 +96,9 @@ class LearningRates:
         groups = self._optimizer.param_groups
         size = sum(len(group["params"]) for group in groups)
         if size != self._size:  # groups may be added while training goes on
-            for i, (name, first) in enumerate(self._firsts):
-                if first is not None and all(id(first) != id(p) for group in groups for p in group["params"]):
-                    self._firsts[i] = (
-                        name,
-                        next(self._layers[i].parameters(recurse=False), None),
-                    )  # sharding replaces them
+            firsts = [(name, next(layer.parameters(recurse=False), None)) for name, layer in self._layers]
             group_of = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
-            known = [(name, group_of[id(first)]) for name, first in self._firsts if id(first) in group_of]
+            known = [(name, group_of[id(first)]) for name, first in firsts if id(first) in group_of]
             self._known = [(name, i) for name, i in known if groups[i].get("lr") is not None]
             self._names, self._size = tuple(name for name, _ in self._known), size
         rates: list[Any] = [group.get("lr") for group in groups]

@@ -147,3 +147,14 @@ def test_a_lazy_layer_is_described_as_it_has_become():
 def test_parametrised_layers_stay_one_leaf():
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.Tanh())
     assert names(find_sites(model)) == ["0", "1"]
+
+
+def test_a_property_that_raises_is_an_attribute_that_is_not_there():
+    class Strange(nn.Linear):
+        @property
+        def eps(self):
+            raise RuntimeError("ask me later")
+
+    (site,) = find_sites(Strange(2, 3))
+    assert site.describe().eps is None
+    assert site.channels == 3

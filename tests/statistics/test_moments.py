@@ -79,6 +79,15 @@ def test_huge_values_do_not_overflow():
     assert found["excess_kurtosis"][0] == pytest.approx(expected["excess_kurtosis"], rel=1e-9)
 
 
+def test_huge_sampled_values_in_single_precision_do_not_overflow():
+    x = torch.randn(1, 20_000).clamp(-3, 3) * 1e38
+    found, expected = moments(Moments(), x), naive(x)
+    assert found["variance"][0] == pytest.approx(expected["variance"], abs=4 * found["variance"][1])
+    assert found["excess_kurtosis"][0] == pytest.approx(
+        expected["excess_kurtosis"], abs=4 * found["excess_kurtosis"][1]
+    )
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "strided", "expanded"])
 def test_memory_layout_does_not_matter(layout):
     x = torch.randn(6, 4, 40, 40)
