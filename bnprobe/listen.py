@@ -49,10 +49,6 @@ class Reader:
         self.observed: set[str] = set()
         self.why: dict[str, str] = {}
 
-    def listening(self) -> bool:
-        """Whether this step is recorded."""
-        return self.recording
-
     def forward_begins(self, training: bool) -> None:
         """Another forward is looked at in other places."""
         self._sampler.turn()
@@ -78,8 +74,9 @@ class Reader:
             if site.is_norm and outputs:
                 moments = self._moments(site, inputs[0], outputs[0].tensor)
                 made = None if moments is None else output_moments(site, moments, outputs[0].tensor)
-            for one in self._intact(site, inputs, outputs):
-                spot = self._spot(call, one.place)
+            apart = len(inputs) == len(outputs) == 1 and inputs[0].tensor is not outputs[0].tensor
+            for one in inputs if apart else self._intact(site, inputs, outputs):
+                spot = self._spots.get((call, one.place)) or self._spot(call, one.place)
                 if self._readable(spot, one.tensor):
                     seen = self._observe(spot, one, spot.axis, moments)
                     self._collector.add(spot.lane, seen)
@@ -88,7 +85,7 @@ class Reader:
         elif inputs is None and not read_before:
             self.why.setdefault(site.name, "input: the layer writes into it")
         for one in outputs:
-            spot = self._spot(call, one.place)
+            spot = self._spots.get((call, one.place)) or self._spot(call, one.place)
             if self._readable(spot, one.tensor):
                 axis = spot.axis
                 if before is not None and not site.knows_its_channels and before.shape == one.tensor.shape:
@@ -101,7 +98,7 @@ class Reader:
 
     def graded(self, call: Call, place: str, gradient: Tensor) -> None:
         """Read the gradient at a layer's output; its channels are the output's."""
-        spot = self._spot(call, place)
+        spot = self._spots.get((call, place)) or self._spot(call, place)
         if self._readable(spot, gradient):
             axis = spot.given_axis if gradient.shape == spot.given_shape else spot.axis
             seen = Observation(call.site, place, gradient, axis, self._sampler, None, None, self.scaling)
@@ -121,8 +118,6 @@ class Reader:
 
     def _intact(self, site: Site, inputs: list[Seen], outputs: list[Seen]) -> list[Seen]:
         """Inputs that surely are as the layer received them."""
-        if len(inputs) == len(outputs) == 1 and inputs[0].tensor is not outputs[0].tensor:
-            return inputs
         made = {id(one.tensor) for one in outputs}
         doubtful = [one for one in inputs if id(one.tensor) in made and one.memory is None]
         if not doubtful:
@@ -156,7 +151,8 @@ class Reader:
                 before.moments = moments
                 self._collector.bytes += moments.nbytes
             if not lane.layered:
-                self._keep(spot, before, one.tensor)
+                if lane.reading or before.drawn is None:
+                    self._keep(spot, before, one.tensor)
                 return before  # type: ignore[no-any-return]  # the taps remember what they were given
             axis, moments = before.axis, before.moments
         else:
@@ -178,7 +174,7 @@ class Reader:
             if lane.samples and owner.drawn is None:
                 if tensor.stride() != spot.stride or owner.axis != spot.laid_out_by:
                     spot.lay_out(tensor, owner.axis, self._sampler)
-                self._collector.bytes += owner.draw(spot.layout).nbytes
+                self._collector.bytes += owner.draw(spot.layout).taken.nbytes
         finally:
             seen.tensor = owner.tensor = None
 

@@ -80,6 +80,13 @@ class Site:
         return self.family not in ("nonlinearity", "other")
 
     @property
+    def leaves_its_input(self) -> bool:
+        """Whether it is surely a layer of PyTorch's own that does not write into its input."""
+        kind = type(self.module)
+        own = kind.__module__.startswith("torch.nn.modules.") and "forward" not in self.module.__dict__
+        return own and getattr(self.module, "inplace", False) is not True
+
+    @property
     def channels(self) -> int | None:
         """Number of channels at the output, where the layer declares one."""
         for attribute in (

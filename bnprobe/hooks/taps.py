@@ -15,7 +15,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
+from torch._C import _current_graph_task_id as _graph_task
+from torch._C import _is_tracing as _tracing
+from torch._C import _len_torch_dispatch_stack as _modes
+from torch._C._functorch import peek_interpreter_stack as _transforms
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.compiler import is_compiling
 from torch.nn.modules.module import (
@@ -31,9 +34,12 @@ from bnprobe.hooks.graphs import forget_graphs, run_eagerly
 from bnprobe.hooks.identities import Identities
 from bnprobe.hooks.recomputation import Recomputation
 from bnprobe.hooks.sites import Site
-from bnprobe.hooks.tensors import tensors_in
+from bnprobe.hooks.tensors import tensors_in, versions_of
 
 __all__ = ["Call", "Listener", "OptimizerTaps", "Seen", "Taps", "when_graded"]
+
+
+_NONE = -1  # the number of the backward pass where none is running
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +57,8 @@ class Call:
 class Listener(Protocol):
     """What a tap reports to."""
 
-    def listening(self) -> bool:
+    @property
+    def recording(self) -> bool:
         """Whether anything is wanted now; asked at every call, so it must be quick."""
 
     def forward_begins(self, training: bool) -> None:
@@ -98,7 +105,7 @@ class Taps:
 
     def __init__(self, sites: Iterable[Site], root: nn.Module, listener: Listener) -> None:
         self._sites = {id(site.module): site for site in sites}
-        self._gentle = {site for site in self._sites.values() if _never_writes(site.module)}
+        self._gentle = {site for site in self._sites.values() if site.leaves_its_input}
         self._root, self._listener = root, listener
         self._inside, self._training, self._ran_compiled = False, root.training, False
         self._beginning, self._handling = False, sys.exc_info()[1]
@@ -111,6 +118,7 @@ class Taps:
         self._versions: dict[Site, list[int]] = {}
         self._before_change: dict[Site, tuple[Any, list[Any]]] = {}
         self._known = Identities()
+        self.remember = self._known.keep  # something for when another layer shows this very tensor, unchanged
         self._leaves: list[RemovableHandle] = []
         self.flow = Flow()
         from bnprobe.hooks.compiled import CompiledTaps  # which builds on this file
@@ -160,10 +168,6 @@ class Taps:
             self._abandon()
             self._known.forget()
 
-    def remember(self, tensor: Tensor, memory: Any) -> None:
-        """Keep ``memory`` for when another layer shows this very tensor, unchanged."""
-        self._known.keep(tensor, memory)
-
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if is_compiling():
             if self._compiled is not None:
@@ -171,7 +175,7 @@ class Taps:
             return
         site = self._sites.get(id(module))
         if module is self._root:
-            if not _recomputing() and not torch._C._is_tracing():
+            if not _recomputing() and not _tracing():
                 self._begin()
         elif site is None:
             children = module._modules  # a scripted module's know no `get`
@@ -188,14 +192,14 @@ class Taps:
 
     def _prepare(self, site: Site, args: tuple[Any, ...]) -> None:
         """Before a layer runs: one that says that it works in place is read now, of others a write will show."""
-        self._versions[site] = _versions(args)
+        self._versions[site] = versions_of(args)
         if getattr(site.module, "inplace", False) is True:
             inputs = self._show("input", enumerate(args))
             nodes = [one.tensor.grad_fn for one in inputs]
             self._before_change[site] = (self._listener.about_to_change(self._call(site, 0), inputs), nodes)
 
     def _awake(self) -> bool:
-        return self._listener.listening() and not torch._C._is_tracing()
+        return self._listener.recording and not _tracing()
 
     def _begin(self) -> None:
         self._inside, self._training = True, self._root.training
@@ -232,9 +236,12 @@ class Taps:
                 self._abandon()
             return
         site = self._sites.get(id(module))
-        if site is not None and self._awake():
+        if site is not None and self._listener.recording and not _tracing():
             try:
-                _undisturbed(self._tell, site, args, kwargs, output)
+                if _modes() or _transforms() is not None:
+                    _undisturbed(self._tell, site, args, kwargs, output)
+                else:
+                    self._tell(site, args, kwargs, output)
             except Exception as error:  # somebody's training is worth more than a measurement
                 self._listener.failed(site, error)
         if module is self._root and not _recomputing():
@@ -245,9 +252,12 @@ class Taps:
         self.flow.settle()
 
     def _tell(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        plain = type(output) is Tensor
-        outputs = [Seen("output", output, self._known.find(output))] if plain else self._show("output", (("", output),))
-        if _recomputing():  # under activation checkpointing the first pass has been told already
+        known = self._known
+        if type(output) is Tensor:
+            outputs = [Seen("output", output, known.find(output) if id(output) in known.kept else None)]
+        else:
+            outputs = self._show("output", (("", output),))
+        if _graph_task() != _NONE:  # under activation checkpointing the first pass has been told already
             if torch.is_grad_enabled():
                 self._wait_for_gradients(self._recomputed(site), outputs)
             return
@@ -257,11 +267,11 @@ class Taps:
             self._hidden.setdefault(site, []).append(call.index)
         read_before, nodes = self._before_change.pop(site, (None, None)) if self._before_change else (None, None)
         inputs, versions = None, self._versions.pop(site, None) if self._versions else None
-        if nodes is None and versions is not None and versions != _versions(args):
+        if nodes is None and versions is not None and versions != versions_of(args):
             nodes = []  # the layer wrote into its input, and what was there is gone
         if nodes is None:
             if len(args) == 1 and not kwargs and type(args[0]) is Tensor:
-                inputs = [Seen("input", args[0], self._known.find(args[0]))]
+                inputs = [Seen("input", args[0], known.find(args[0]))]
             else:
                 inputs = self._show("input", (*enumerate(args), *kwargs.items()))
         if not self.flow.settled and self._inside:
@@ -286,7 +296,7 @@ class Taps:
 
     def _recomputed(self, site: Site) -> Callable[[], Call]:
         """Which call is being run again: known once its gradient comes, when all of its checkpoint has been run."""
-        backward = torch._C._current_graph_task_id()
+        backward = _graph_task()
         if self._again.ended or self._again.backward != backward:
             self._again.end(self._hidden)
             self._again = Recomputation(backward)
@@ -321,10 +331,13 @@ class Taps:
 
         def read(gradient: Tensor) -> None:
             call = which if isinstance(which, Call) else which()
-            if not listener.listening():
+            if not listener.recording:
                 return
             try:
-                _undisturbed(listener.graded, call, place, gradient)
+                if _modes() or _transforms() is not None:
+                    _undisturbed(listener.graded, call, place, gradient)
+                else:
+                    listener.graded(call, place, gradient)
             except Exception as error:
                 listener.failed(call.site, error)
 
@@ -356,18 +369,6 @@ class OptimizerTaps:
         self._handles = []
 
 
-def _never_writes(module: nn.Module) -> bool:
-    """Whether it is surely a layer of PyTorch's own that leaves its input as it was."""
-    kind = type(module)
-    own = kind.__module__.startswith("torch.nn.modules.") and "forward" not in module.__dict__
-    return own and getattr(module, "inplace", False) is not True
-
-
-def _versions(args: tuple[Any, ...]) -> list[int]:
-    """How often each tensor argument has been written into; inference tensors do not count."""
-    return [one._version for one in args if isinstance(one, Tensor) and not one.is_inference()]
-
-
 def when_graded(tensor: Tensor, read: Callable[[Tensor], None]) -> RemovableHandle:
     """Have a tensor's gradient read when it arrives."""
     handle: RemovableHandle = tensor.register_hook(read)  # type: ignore[no-untyped-call]  # torch's own
@@ -380,10 +381,10 @@ def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 def _undisturbed(tell: Callable[..., None], *shown: Any) -> None:
     """Tell out of sight of a user's dispatch modes (selective checkpointing, counters) and transforms."""
-    if torch._C._len_torch_dispatch_stack():
+    if _modes():
         with _disable_current_modes():
             tell(*shown)
-    elif peek_interpreter_stack() is not None:
+    elif _transforms() is not None:
         with temporarily_clear_interpreter_stack():
             tell(*shown)
     else:
@@ -392,4 +393,4 @@ def _undisturbed(tell: Callable[..., None], *shown: Any) -> None:
 
 def _recomputing() -> bool:
     """Whether a backward pass is running in this thread, as when a checkpointed forward is run again."""
-    return bool(torch._C._current_graph_task_id() != -1)
+    return _graph_task() != _NONE

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["tensors_in", "why_unreadable"]
+__all__ = ["tensors_in", "versions_of", "why_unreadable"]
 
 
 def tensors_in(value: Any, path: str = "", depth: int = 8) -> Iterator[tuple[str, Tensor]]:
@@ -50,6 +50,11 @@ def why_unreadable(tensor: Tensor) -> str:
     if tensor.device.type == "meta":
         return "meta tensors hold no values"
     return "no values" if tensor.numel() == 0 else ""
+
+
+def versions_of(args: tuple[Any, ...]) -> list[int]:
+    """How often each tensor argument has been written into; inference tensors do not count."""
+    return [one._version for one in args if isinstance(one, Tensor) and not one.is_inference()]
 
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:

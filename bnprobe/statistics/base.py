@@ -92,7 +92,7 @@ class Observation:
 
     def draw(self, layout: int | None = None) -> Sample:
         """Draw the sample; ``layout`` is the sampler's name for how the tensor lies in memory, where it is known."""
-        drawn = self.sampler.sample(self._tensor(), self.axis, layout)
+        drawn = self.sampler.sample(self.tensor if self.tensor is not None else self._tensor(), self.axis, layout)
         if self.scaling is not None:
             drawn = Sample(self.scaling.undo(drawn.values), drawn.of, drawn.seed)
         self.drawn = drawn

@@ -21,10 +21,7 @@ class Recorder:
     """A listener that keeps copies, to be compared with what per-layer hooks see."""
 
     def __init__(self, awake=True):
-        self.awake, self.inputs, self.outputs, self.gradients, self.forwards = awake, {}, {}, {}, []
-
-    def listening(self):
-        return self.awake
+        self.recording, self.inputs, self.outputs, self.gradients, self.forwards = awake, {}, {}, {}, []
 
     def forward_begins(self, training):
         self.forwards.append(training)
@@ -115,7 +112,7 @@ def test_removed_twice_and_deaf_afterwards(tapped):
     seen = len(listener.outputs)
     taps.remove()
     taps.remove()
-    listener.awake = False
+    listener.recording = False
     output.sum().backward()
     model(torch.randn(8, 6))
     assert len(listener.outputs) == seen
