@@ -21,13 +21,24 @@ from bnprobe.hooks.sites import named_layers, unwrap
 from bnprobe.hooks.taps import Taps
 from bnprobe.hooks.tensors import tensors_in, with_tensors
 
-__all__ = ["Captured", "Segment", "SegmentChoice", "arguments_of", "capture", "cut", "find_layer", "of_call", "outputs_of", "whole"]
+__all__ = [
+    "Captured",
+    "Segment",
+    "SegmentChoice",
+    "arguments_of",
+    "capture",
+    "cut",
+    "find_layer",
+    "of_call",
+    "outputs_of",
+    "whole",
+]
 
 SegmentChoice: TypeAlias = str | tuple[str, str] | None
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-class _Reached(BaseException):  # noqa: N818 - no error, and no `except Exception` of the model may stop it
+class _Reached(BaseException):
     """Everything that was wanted of a forward is there."""
 
 
@@ -64,6 +75,7 @@ class Segment:
         arguments: with which arguments.
         inputs: the tensors at the start, as the forward brings them there.
         start, end: where the piece starts and ends inside ``module``; None: its own input, its own output.
+        names: of where it starts and ends, for messages.
         autocast: as in :class:`Captured`.
         moment: as in :class:`Captured`.
     """
@@ -75,7 +87,7 @@ class Segment:
     end: nn.Module | None = None
     autocast: tuple[tuple[str, torch.dtype], ...] = ()
     moment: Any = None
-    names: tuple[str, str] = ("the input", "the output")
+    names: tuple[str, str] = ("the model's input", "the model's output")
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The outputs for inputs of the same shapes, with their graph.
@@ -115,7 +127,7 @@ class Segment:
             begun = True
             present = _signals((args, kwargs))
             if [one.shape for one in present] != [one.shape for one in inputs]:
-                raise NotMeasuredError(f"{self.names[0]!r} is called with other tensors in every forward")
+                raise NotMeasuredError(f"{self.names[0]} is another in every forward")
             return _exchange((args, kwargs), present, inputs)
 
         def take_out(module: nn.Module, _: Any, output: Any) -> None:
@@ -133,7 +145,7 @@ class Segment:
         finally:
             for handle in handles:
                 handle.remove()
-        raise NotMeasuredError(f"{self.names[1]!r} does not end after {self.names[0]!r} begins in this forward")
+        raise NotMeasuredError(f"in this forward there is no {self.names[1]} after {self.names[0]}")
 
 
 def whole(module: nn.Module, x: Any) -> Segment:
@@ -178,7 +190,7 @@ def cut(root: nn.Module, x: Any, layer: SegmentChoice, note: Callable[[], Any] =
     if start is end:
         return of_call(start, call, names[0])
     _require_inputs(call, names[0])
-    return Segment(root, _copied(arguments_of(x)), call.inputs, start, end, names=names)
+    return Segment(root, _copied(arguments_of(x)), call.inputs, start, end, names=_ends(*names))
 
 
 def of_call(module: nn.Module, call: Captured, name: str) -> Segment:
@@ -189,7 +201,7 @@ def of_call(module: nn.Module, call: Captured, name: str) -> Segment:
     """
     _require_inputs(call, name)
     return Segment(
-        module, call.arguments, call.inputs, autocast=call.autocast, moment=call.moment, names=(name, name)
+        module, call.arguments, call.inputs, autocast=call.autocast, moment=call.moment, names=_ends(name, name)
     )
 
 
@@ -274,7 +286,7 @@ def _plain_forward(root: nn.Module) -> Iterator[None]:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if "torch._dynamo" in sys.modules:  # else nothing is compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if torch.backends.cudnn.is_available() and any(isinstance(one, nn.RNNBase) for one in root.modules()):
+        if torch.backends.cudnn.enabled and any(isinstance(one, nn.RNNBase) for one in root.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # its recurrent layers have no second ones
         stack.enter_context(_unheard())
         yield
@@ -348,8 +360,11 @@ def _exchange(arguments: Arguments, old: Sequence[Tensor], new: Sequence[Tensor]
 
 
 def _autocast() -> tuple[tuple[str, torch.dtype], ...]:
-    kinds = ("cpu", "cuda") if torch.cuda.is_initialized() else ("cpu",)
-    return tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind))
+    return tuple((kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind))
+
+
+def _ends(start: str, end: str) -> tuple[str, str]:
+    return f"the input of {start!r}", f"the output of {end!r}"
 
 
 def _require_inputs(call: Captured, name: str) -> None:

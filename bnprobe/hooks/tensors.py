@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["tensors_in", "with_tensors", "why_unreadable"]
+__all__ = ["tensors_in", "why_unreadable", "with_tensors"]
 
 
 def tensors_in(value: Any, path: str = "", depth: int = 8) -> Iterator[tuple[str, Tensor]]:
@@ -31,7 +31,7 @@ def with_tensors(value: Any, change: Callable[[Tensor], Tensor], depth: int = 8)
         return value
     changed = {key: with_tensors(inner, change, depth - 1) for key, inner in _items(value)}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return value._replace(**changed)
+        return value._replace(**changed)  # type: ignore[attr-defined]  # a namedtuple's
     if isinstance(value, tuple | list):
         return type(value)(changed.values())
     twin = copy.copy(value)

@@ -49,7 +49,8 @@ class RandomStreams:
     """The states of the global random streams, at the moment of making."""
 
     def __init__(self) -> None:
-        self._python, self._numpy, self._cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        self._python, self._cpu = random.getstate(), torch.get_rng_state()
+        self._numpy = np.random.get_state()  # noqa: NPY002 - the user's stream is the global one
         self._devices: list[tuple[Callable[[Any], None], Any]] = []
         for kind in ("cuda", "xpu"):
             module = getattr(torch, kind)
@@ -61,7 +62,7 @@ class RandomStreams:
     def restore(self) -> None:
         """Put all of them back."""
         random.setstate(self._python)
-        np.random.set_state(self._numpy)  # noqa: NPY002 - the user's stream is the global one
+        np.random.set_state(self._numpy)  # noqa: NPY002
         torch.set_rng_state(self._cpu)
         for put, state in self._devices:
             put(state)

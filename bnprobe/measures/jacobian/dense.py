@@ -5,6 +5,7 @@ from torch import Tensor
 
 from bnprobe.errors import NotMeasuredError
 from bnprobe.measures.jacobian.operator import SegmentOperator
+from bnprobe.measures.jacobian.rounding import Reference
 from bnprobe.measures.jacobian.values import SingularValues
 
 __all__ = ["dense", "dense_bytes", "jacobian"]
@@ -14,6 +15,7 @@ _EPS = torch.finfo(torch.float64).eps
 _VECTORS = 128
 # Copies of a vector's inputs and outputs that a pass through a graph holds at a time (ours; most hold fewer).
 _COPIES = 8
+_ROWS = 512  # of a matrix that are made double at once
 
 
 def dense_bytes(operator: SegmentOperator) -> int:
@@ -23,7 +25,7 @@ def dense_bytes(operator: SegmentOperator) -> int:
     return short * long * operator.dtype.itemsize * (2 if wide else 1) + short * short * 8 * (0 if wide else 3)
 
 
-def dense(operator: SegmentOperator, memory: int = 2**30) -> SingularValues:
+def dense(operator: SegmentOperator, reference: Reference | None = None, memory: int = 2**30) -> SingularValues:
     """All singular values of each of the N Jacobians.
 
     The matrix is computed from its smaller side, from the left or from the right, for all samples at once, in blocks.
@@ -34,12 +36,13 @@ def dense(operator: SegmentOperator, memory: int = 2**30) -> SingularValues:
 
     Args:
         operator: the Jacobians.
+        reference: tells the rounding of the matrix's entries, which then is part of the error.
         memory: bytes that may be used.
 
     Returns:
-        The values; ``error`` is what the linear algebra may be off (for the Gram matrix: first-order perturbation of
-        an eigenvalue by ``8 sqrt(r) eps`` of the largest, r the smaller side). The rounding of the entries comes on
-        top, see :func:`bnprobe.measures.jacobian.rounding.rounding`.
+        The values. Their error is that of the linear algebra (SVD: ``2 sqrt(r) eps`` of the largest value, r the
+        smaller side; Gram matrix: what as large a relative change of its largest eigenvalue makes of a root), by the
+        usual experience that rounding adds up like a random walk, and what ``reference`` says.
 
     Raises:
         NotMeasuredError: it does not fit; or the Jacobian has entries that are not finite.
@@ -49,14 +52,34 @@ def dense(operator: SegmentOperator, memory: int = 2**30) -> SingularValues:
             f"a Jacobian of {operator.shape[0]} x {operator.shape[1]} needs {need / 2**30:.2g} GiB: "
             f"give memory={need} or ask for some of the values only (k)"
         )
-    group = max(1, min(operator.samples, memory // (2 * dense_bytes(operator))))
+    group = max(1, min(operator.samples, memory // (2 * need)))
     found = []
     for start in range(0, operator.samples, group):
-        matrix = jacobian(operator, slice(start, start + group), memory // 4)
-        found.append(_values(matrix))
+        chosen = slice(start, start + group)
+        matrix = jacobian(operator, chosen, memory // 4)
+        values, error = _values(matrix)
+        if reference is not None:
+            rounded = reference.rounding(_Matrices(matrix, operator.shape), chosen)
+            error = error + rounded[:, None].to(error.device)
+        found.append((values, error))
         del matrix
     values, error = (torch.cat(parts) for parts in zip(*found, strict=True))
     return SingularValues(values, error, "dense", operator.shape, False, (values.shape[1], 0))
+
+
+class _Matrices:
+    """Jacobians that are written out, as operators in double precision."""
+
+    def __init__(self, matrix: Tensor, shape: tuple[int, int]) -> None:
+        self._matrix = matrix if shape[0] <= shape[1] else matrix.mT
+        self.samples, self.shape, self.dtype, self.device = len(matrix), shape, torch.float64, matrix.device
+
+    def matmat(self, v: Tensor) -> Tensor:
+        return torch.cat([part.double() @ v for part in torch.split(self._matrix, _ROWS, 1)], 1)
+
+    def rmatmat(self, u: Tensor) -> Tensor:
+        parts = zip(torch.split(self._matrix, _ROWS, 1), torch.split(u, _ROWS, 1), strict=True)
+        return sum((part.double().mT @ some for part, some in parts), torch.zeros((), dtype=u.dtype, device=u.device))
 
 
 def jacobian(operator: SegmentOperator, some: slice = slice(None), memory: int = 2**28) -> Tensor:
@@ -85,13 +108,13 @@ def _values(matrix: Tensor) -> tuple[Tensor, Tensor]:
         if not bool(matrix.isfinite().all()):
             raise NotMeasuredError("the Jacobian has entries that are not finite")
         values = torch.linalg.svdvals(matrix.mT)  # LAPACK is several times quicker on tall matrices than on wide ones
-        return values, (8 * short**0.5 * _EPS * values[:, :1]).expand_as(values)
+        return values, (2 * short**0.5 * _EPS * values[:, :1]).expand_as(values)
     gram = _gram(matrix)
     if not bool(gram.isfinite().all()):
         raise NotMeasuredError("the Jacobian has entries that are not finite")
     squares = torch.linalg.eigvalsh(gram).flip(-1).clamp_min(0)
     values = squares.sqrt()
-    spread = 8 * short**0.5 * _EPS * squares[:, :1]
+    spread = 2 * short**0.5 * _EPS * squares[:, :1]
     return values, spread / torch.maximum(values, spread.sqrt()).clamp_min(torch.finfo(torch.float64).tiny)
 
 

@@ -1,7 +1,7 @@
 """Measure the singular values of a model's Jacobian: which way of computing them, and how exact they are."""
 
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -19,7 +19,7 @@ from bnprobe.measures.jacobian.dense import dense, dense_bytes
 from bnprobe.measures.jacobian.frozen import FrozenBatchStatistics
 from bnprobe.measures.jacobian.lanczos import lanczos
 from bnprobe.measures.jacobian.operator import SegmentOperator
-from bnprobe.measures.jacobian.rounding import rounding
+from bnprobe.measures.jacobian.rounding import Reference
 from bnprobe.measures.jacobian.spectrum import Spectrum
 from bnprobe.measures.jacobian.values import SingularValues
 from bnprobe.measures.untouched import Origin, RandomStreams, untouched
@@ -182,18 +182,20 @@ def _of_operator(segment: Segment, begin: Callable[[], None], wanted: Wanted) ->
         raise NotMeasuredError(_why_coupled(operator))
     operator.split(not interacting)
     largest, smallest = wanted.ends(min(operator.shape))
+    reference = Reference(operator, one, begin, wanted.memory)
     if _is_dense(operator, wanted):
-        found = dense(operator, wanted.memory)
+        found = dense(operator, reference, wanted.memory)
     else:
         generator = torch.Generator().manual_seed(wanted.seed)
         found = lanczos(operator, largest, smallest, generator=generator, memory=wanted.memory)
-    partial_ = found.values.shape[1] < min(operator.shape)
-    squares = _squares(operator, wanted.seed) if partial_ else None
-    off = rounding(operator, one, begin, not interacting, wanted.memory)
+        rounded = reference.rounding(operator)[:, None].to(found.error)
+        found = replace(found, error=found.error + rounded)
+    squares = _squares(operator, wanted.seed) if found.values.shape[1] < min(operator.shape) else None
+    samples = samples or len(found.values)
     found = replace(
         found,
-        values=found.values.expand(samples or len(found.values), -1),
-        error=(found.error + off[:, None].to(found.error)).expand(samples or len(found.values), -1),
+        values=found.values.expand(samples, -1),
+        error=found.error.expand(samples, -1),
         coupled=interacting and operator.batch != 1,
     )
     return _as_spectrum(found, wanted, squares)
@@ -238,9 +240,7 @@ def _squares(operator: SegmentOperator, seed: int) -> tuple[Tensor, Tensor]:
     return products.mean(1), products.std(1) / _PROBES**0.5
 
 
-def _as_spectrum(
-    found: SingularValues, wanted: Wanted, squares: tuple[Tensor, Tensor] | None = None
-) -> Spectrum:
+def _as_spectrum(found: SingularValues, wanted: Wanted, squares: tuple[Tensor, Tensor] | None = None) -> Spectrum:
     """Of what was found, the values that were asked for, seen as it was asked for."""
     values, error = (one.detach().double().cpu().numpy() for one in (found.values, found.error))
     (m, n), samples, which = found.shape, len(values), found.which
@@ -251,7 +251,7 @@ def _as_spectrum(
         order = np.argsort(-values, axis=None, kind="stable")
         values, error = values.reshape(-1)[order][None], error.reshape(-1)[order][None]
         (m, n), which = (samples * m, samples * n), (values.shape[1] if squares is None else which[0], which[1])
-        sums = [sums[0].sum(keepdims=True), np.linalg.norm(sums[1], keepdims=True)]
+        sums = [sums[0].sum(keepdims=True), np.sqrt((sums[1] ** 2).sum(keepdims=True))]
         samples = 1
     largest, smallest = wanted.ends(min(m, n))
     keep = [*range(largest), *range(values.shape[1] - smallest, values.shape[1])]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -41,8 +41,9 @@ class SegmentOperator:
 
     Products from the left go back through the graph (``autograd.grad`` under vmap; one by one where a function of the
     model cannot be vmapped). Products from the right differentiate the backward pass, which is linear in the vector
-    that enters it, once more (J. Townsend, *A new trick for calculating Jacobian vector products*, 2017); where that
-    cannot be had, or a random pair of vectors shows that it is wrong (custom functions), forward mode is taken.
+    that enters it, once more (J. Townsend, *A new trick for calculating Jacobian vector products*, 2017). Where that
+    cannot be had, or where custom functions are in the graph and a random pair of vectors shows that their backward
+    passes hide something from autograd, forward mode is taken.
 
     Args:
         segment: the piece.
@@ -129,8 +130,10 @@ class SegmentOperator:
         for one in (*self._leaves, *self._outputs):
             if one.numel() == 0:
                 raise NotMeasuredError(f"a tensor of shape {tuple(one.shape)} holds no values")
-        if self._segment.start is not None and not _depend(self._outputs, self._leaves):
-            raise NotMeasuredError("the output of {1!r} does not depend on the input of {0!r}".format(*self._segment.names))
+        graph, leaves = _graph(self._outputs), {id(one) for one in self._leaves}
+        if not any(id(getattr(node, "variable", None)) in leaves for node in graph):
+            raise NotMeasuredError("{1} does not depend on {0}".format(*self._segment.names))
+        self._custom = any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in graph)
 
     def _differentiate_twice(self) -> None:
         """Make the graph of the backward pass; find out whether its derivative is the Jacobian."""
@@ -142,15 +145,15 @@ class SegmentOperator:
                 )
             self._graded = [one is not None and one.requires_grad for one in found]
             self._transposed = (seeds, [one for one in found if one is not None and one.requires_grad])
-            sound = bool(self._transposed[1]) and self._is_adjoint()
-        except RuntimeError:
+            sound = bool(self._transposed[1]) and (not self._custom or self._is_adjoint())
+        except (RuntimeError, NotMeasuredError):
             sound = False
         if sound:
             return
         self._transposed, self._forward_mode = None, True
         try:
             sound = self._is_adjoint()
-        except (RuntimeError, NotImplementedError) as error:
+        except RuntimeError as error:
             raise NotMeasuredError(f"the model has neither second nor forward derivatives: {error}") from error
         if not sound:
             raise NotMeasuredError("the model's derivatives contradict one another: a custom function has a wrong one")
@@ -176,8 +179,9 @@ class SegmentOperator:
         for one in zip(*self._parts(v, self._leaves), strict=True):
             self._begin()
             with _plain(self.device), forward_ad.dual_level():
-                duals = [forward_ad.make_dual(leaf, t) for leaf, t in zip(self._leaves, one, strict=True)]
-                outputs = [forward_ad.unpack_dual(output) for output in self._segment([dual.clone() for dual in duals])]
+                make, unpack = forward_ad.make_dual, forward_ad.unpack_dual
+                duals = [make(leaf, t) for leaf, t in zip(self._leaves, one, strict=True)]
+                outputs = [unpack(output) for output in self._segment([dual.clone() for dual in duals])]
                 tangents = [
                     torch.zeros_like(primal) if tangent is None else tangent
                     for primal, tangent in outputs
@@ -207,7 +211,12 @@ class SegmentOperator:
                     if isinstance(error, torch.OutOfMemoryError):
                         raise
                     self._vmapped = False  # a function that knows no vmap
-            every = [gradients([one[i] for one in u], batched=False) for i in range(len(u[0]))]
+            try:
+                every = [gradients([one[i] for one in u], batched=False) for i in range(len(u[0]))]
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise NotMeasuredError(f"autograd cannot differentiate it: {error}") from error
         return [torch.stack(one) for one in zip(*every, strict=True)]
 
     def _parts(self, block: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
@@ -215,7 +224,7 @@ class SegmentOperator:
         sizes = [one.numel() // self.samples for one in like]
         return [
             part.reshape(len(block), *one.shape).to(one.dtype)
-            for part, one in zip(block.split(sizes, -1), like, strict=True)
+            for part, one in zip(torch.split(block, sizes, -1), like, strict=True)
         ]
 
     def _joined(self, parts: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
@@ -225,18 +234,16 @@ class SegmentOperator:
         return (flat[0] if len(flat) == 1 else torch.cat(flat, -1)).detach()
 
 
-def _depend(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> bool:
-    """Whether the graph of the outputs leads to one of the leaves."""
-    wanted = {id(torch.autograd.graph.get_gradient_edge(leaf).node) for leaf in leaves}
-    nodes, seen = [one.grad_fn for one in outputs], set()
-    while nodes:
-        node = nodes.pop()
-        if id(node) in wanted:
-            return True
-        if node is not None and node not in seen:
-            seen.add(node)
-            nodes.extend(following for following, _ in node.next_functions)
-    return False
+def _graph(outputs: Sequence[Tensor]) -> list[Any]:
+    """Every node of the graph of some tensors."""
+    found: dict[Any, None] = {}
+    waiting = [one.grad_fn for one in outputs]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found[node] = None
+            waiting.extend(following for following, _ in node.next_functions)
+    return list(found)
 
 
 def _plain(device: torch.device) -> ExitStack:

@@ -1,6 +1,7 @@
-"""What rounding does to a Jacobian's entries: measured against the same piece of the model in another precision."""
+"""What rounding does to a Jacobian: measured against the same piece of the model in another precision."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from bnprobe.errors import BnprobeError
 from bnprobe.hooks.segments import Segment
 from bnprobe.measures.jacobian.operator import Operator, SegmentOperator
 
-__all__ = ["convert", "difference", "rounding"]
+__all__ = ["Reference", "convert"]
 
 # Twice the largest that a block of four vectors and one step of the power method have seen (ours: the tests hold it
 # against the exact norm).
@@ -18,65 +19,101 @@ _VECTORS, _SAFETY = 4, 2.0
 _SAME = 0.1
 
 
-def rounding(
-    operator: SegmentOperator, segment: Segment, begin: Callable[[], None], per_sample: bool, memory: int
-) -> Tensor:
-    """A bound on the 2-norm of the error that rounding makes in each Jacobian: ``[N]``, float64, on the host.
+class Reference:
+    """The Jacobians of a piece of a model in another precision, to tell the rounding of those in its own.
 
-    By Weyl's theorem no singular value moves by more. It is measured, not proven: the operator's products with a few
-    random vectors, and with what a step of the power method makes of these, are compared with the products in double
-    precision at the same input (of a model that is in double precision: in single, scaled by the ratio of the two
-    roundings). Where the model cannot be run in the other precision the bound is a rule of thumb,
-    ``16 eps sqrt(n) |J|`` per leaf module, with the norm seen by random vectors.
+    The other precision is double; of a model in double precision it is single, and the differences are scaled by the
+    ratio of the two roundings.
 
     Args:
-        operator: whose rounding.
-        segment, begin, per_sample: what it was made of.
+        operator: the Jacobians in the model's own precision.
+        segment, begin: what it was made of.
         memory: bytes that a second set of parameters may take.
     """
-    dtypes = {one.dtype for one in segment.inputs}
-    own = operator.dtype
-    other = torch.float32 if own == torch.float64 else torch.float64
-    scale = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps if own == torch.float64 else 1.0
-    size = sum(one.numel() for one in (*segment.module.parameters(), *segment.module.buffers())) * other.itemsize
-    if size <= memory and segment.inputs[0].device.type != "mps" and dtypes:
+
+    def __init__(self, operator: SegmentOperator, segment: Segment, begin: Callable[[], None], memory: int) -> None:
+        own = operator.dtype
+        other = torch.float32 if own == torch.float64 else torch.float64
+        self._ratio = torch.finfo(own).eps / torch.finfo(other).eps if own == torch.float64 else 1.0
+        kinds = {one.dtype for one in (*segment.inputs, *segment.module.parameters()) if one.is_floating_point()}
+        self._eps = max(torch.finfo(one).eps for one in {own, *kinds})
+        self._leaves = sum(1 for one in segment.module.modules() if not list(one.children()))
+        self._operator = self._made(operator, segment, begin, other, memory)
+
+    def rounding(self, operator: Operator, chosen: slice = slice(None)) -> Tensor:
+        """A bound on the 2-norm of the error that rounding makes in each Jacobian: ``[N]``, float64, on the host.
+
+        By Weyl's theorem no singular value moves by more. It is measured, not proven: products with four random
+        vectors from the left, and with what a step of the power method makes of their errors from the right, are
+        compared; the bound is twice the largest norm of the differences. Where the model cannot be run in the other
+        precision it is a rule of thumb, ``16 eps sqrt(n) |J|`` for each leaf module, ``|J|`` as the vectors see it.
+
+        Args:
+            operator: the Jacobians in the model's own precision, or some of them.
+            chosen: which samples of the reference they are.
+        """
+        low = torch.float32 if operator.dtype == torch.float64 else operator.dtype
+        left = _vectors(operator.samples, operator.shape[0]).to(low)
+        product = _host(operator.rmatmat(left.to(operator.device, operator.dtype)))
+        if self._operator is not None:
+            reference = _Part(self._operator, chosen)
+            error = product - _host(reference.rmatmat(left))
+            bound, norm = _norm(error), _norm(product)
+            if bool((bound <= _SAME * norm).all()) or self._eps > 1e-4:
+                right = torch.linalg.qr(error + torch.finfo(torch.float64).tiny)[0].to(low)
+                try:
+                    theirs = _host(reference.matmat(right))
+                    ours = _host(operator.matmat(right.to(operator.device, operator.dtype)))
+                    bound = torch.maximum(bound, _norm(ours - theirs))
+                except BnprobeError:  # no derivatives from this side
+                    bound = 2 * bound
+                return _SAFETY * self._ratio * bound
+        return 16 * self._eps * self._leaves * operator.shape[1] ** 0.5 * _norm(product)
+
+    @staticmethod
+    def _made(
+        operator: SegmentOperator, segment: Segment, begin: Callable[[], None], dtype: torch.dtype, memory: int
+    ) -> SegmentOperator | None:
+        held = (*segment.module.parameters(), *segment.module.buffers())
+        if sum(one.numel() for one in held) * dtype.itemsize > memory or operator.device.type == "mps":
+            return None
+
         def begin_converted() -> None:
             begin()
-            convert(segment.module, other)
+            convert(segment.module, dtype)
 
         try:
-            reference = SegmentOperator(segment.to(other), begin_converted, per_sample)
-            if reference.shape == operator.shape and reference.samples == operator.samples:
-                error, norm = difference(operator, reference)
-                if bool((error <= _SAME * norm).all()) or own not in (torch.float32, torch.float64):
-                    return error * scale
+            made = SegmentOperator(segment.to(dtype), begin_converted)
+            made.split(operator.samples > 1)
         except (RuntimeError, TypeError, ValueError, AttributeError, BnprobeError):
-            pass  # something in the model insists on its precision
+            return None  # something in the model insists on its precision
         finally:
             begin()
-    leaves = sum(1 for one in segment.module.modules() if not list(one.children()))
-    u = _vectors(operator.samples, operator.shape[0]).to(operator.device, operator.dtype)
-    norm = torch.linalg.matrix_norm(operator.rmatmat(u).double().cpu(), 2)
-    eps = max(torch.finfo(one).eps for one in dtypes)
-    return 16 * eps * leaves * operator.shape[1] ** 0.5 * norm
+        same = made.shape == operator.shape and made.samples == operator.samples and made.dtype == dtype
+        return made if same else None
 
 
-def difference(operator: Operator, reference: Operator) -> tuple[Tensor, Tensor]:
-    """A bound on the 2-norm of the difference of two operators, and their norm as the same vectors saw it: ``[N]``."""
+class _Part:
+    """Some of the samples of an operator."""
 
-    def both(name: str, block: Tensor) -> tuple[Tensor, Tensor]:
-        ours, theirs = (
-            getattr(one, name)(block.to(one.device, one.dtype)).double().cpu() for one in (operator, reference)
-        )
-        return ours - theirs, torch.linalg.matrix_norm(theirs, 2)
+    def __init__(self, operator: SegmentOperator, chosen: slice) -> None:
+        self._operator, self._chosen = operator, chosen
 
-    low = min(operator.dtype, reference.dtype, key=lambda dtype: torch.finfo(dtype).bits)
-    left, norm = both("rmatmat", _vectors(operator.samples, operator.shape[0]).to(low))
-    bound = torch.linalg.matrix_norm(left, 2)
-    right = torch.linalg.qr(left + torch.finfo(torch.float64).tiny)[0]
-    if bool(right.isfinite().all()):
-        bound = torch.maximum(bound, torch.linalg.matrix_norm(both("matmat", right.to(low))[0], 2))
-    return _SAFETY * bound, norm
+    def rmatmat(self, u: Tensor) -> Tensor:
+        product: Tensor = self._operator.rmatmat(self._filled(u))[self._chosen]
+        return product
+
+    def matmat(self, v: Tensor) -> Tensor:
+        product: Tensor = self._operator.matmat(self._filled(v))[self._chosen]
+        return product
+
+    def _filled(self, block: Tensor) -> Tensor:
+        block = block.to(self._operator.device, self._operator.dtype)
+        if len(block) == self._operator.samples:
+            return block
+        full = block.new_zeros(self._operator.samples, *block.shape[1:])
+        full[self._chosen] = block
+        return full
 
 
 def convert(module: nn.Module, dtype: torch.dtype) -> None:
@@ -90,7 +127,8 @@ def convert(module: nn.Module, dtype: torch.dtype) -> None:
         return twins[id(tensor)]
 
     for one in module.modules():
-        for held in (one._parameters, one._buffers, one.__dict__):
+        tables: tuple[dict[str, Any], ...] = (one._parameters, one._buffers, one.__dict__)
+        for held in tables:
             for name, tensor in list(held.items()):
                 if isinstance(tensor, Tensor) and tensor.is_floating_point():
                     held[name] = twin(tensor)
@@ -101,6 +139,18 @@ def convert(module: nn.Module, dtype: torch.dtype) -> None:
 def _vectors(samples: int, size: int) -> Tensor:
     """Orthonormal random blocks ``[N, size, q]``."""
     generator = torch.Generator().manual_seed(2)
-    return torch.linalg.qr(
-        torch.randn(samples, size, min(size, _VECTORS), generator=generator, dtype=torch.float64)
-    )[0]
+    block = torch.randn(samples, size, min(size, _VECTORS), generator=generator, dtype=torch.float64)
+    basis: Tensor = torch.linalg.qr(block)[0]
+    return basis
+
+
+def _host(block: Tensor) -> Tensor:
+    return block.detach().cpu().double()
+
+
+def _norm(block: Tensor) -> Tensor:
+    """2-norms of thin matrices ``[N, size, q]``, from their Gram matrices: quicker than as many SVDs."""
+    scale = block.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    unit = block / scale
+    largest: Tensor = torch.linalg.eigvalsh(unit.mT @ unit)[:, -1]
+    return largest.clamp_min(0).sqrt() * scale[:, 0, 0]

@@ -39,7 +39,7 @@ class Spectrum:
     Attributes:
         values: ``[N, k]`` descending, float64.
         error: ``[N, k]``, what each value may be off: of closed forms the rounding; of dense ones the linear algebra's
-            error and the rounding of the entries (measured, see :func:`bnprobe.measures.jacobian.rounding.rounding`);
+            error and the rounding of the entries (measured, see :class:`bnprobe.measures.jacobian.rounding.Reference`);
             of Lanczos the residual and that same rounding.
         method: ``closed form``, ``dense`` or ``Lanczos``.
         shape: (outputs, inputs) of one Jacobian.
@@ -65,7 +65,7 @@ class Spectrum:
     @property
     def complete(self) -> bool:
         """Whether all values are there."""
-        return self.values.shape[1] == min(self.shape)
+        return bool(self.values.shape[1] == min(self.shape))
 
     @cached_property
     def rank(self) -> Array:
@@ -79,20 +79,23 @@ class Spectrum:
         if not self.complete and not all(self.which):
             return self._unknown()
         with np.errstate(divide="ignore", invalid="ignore"):
-            return self.values[:, 0] / self.values[:, -1]
+            ratio: Array = self.values[:, 0] / self.values[:, -1]
+            return ratio
 
     @cached_property
     def mean_square(self) -> Array:
         """Mean of the squared values, over all ``min(m, n)`` of them: squared Frobenius norm over that number."""
         if self.complete:
-            return np.mean(self.values**2, 1)
+            mean: Array = np.mean(self.values**2, 1)
+            return mean
         return self._unknown() if self.squares is None else self.squares / min(self.shape)
 
     @cached_property
     def mean_square_error(self) -> Array:
         """What the mean square may be off; a standard error where it is an estimate."""
         if self.complete:
-            return np.mean(2 * self.values * self.error + self.error**2, 1)
+            off: Array = np.mean(2 * self.values * self.error + self.error**2, 1)
+            return off
         return self._unknown() if self.squares_error is None else self.squares_error / min(self.shape)
 
     @cached_property
@@ -128,13 +131,15 @@ class Spectrum:
             ValueError: not all values are there.
         """
         if not self.complete:
-            raise ValueError(f"a density needs all {min(self.shape)} values; here are {self.values.shape[1]}: use k=None")
+            raise ValueError(
+                f"a density needs all {min(self.shape)} values; here are {self.values.shape[1]}: use k=None"
+            )
         with np.errstate(divide="ignore"):
             logs = np.log(self.values)
         known = logs[np.isfinite(logs)]
         if width is None:
             spread = float(known.std()) if known.size else 0.0
-            width = max(spread * known.size ** -0.2, 1e-2) if known.size else 1.0
+            width = max(spread * known.size**-0.2, 1e-2) if known.size else 1.0
         if grid is None:
             low, high = (known.min(), known.max()) if known.size else (-1.0, 1.0)
             grid = np.linspace(low - 3 * width, high + 3 * width, 200)
