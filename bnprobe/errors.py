@@ -24,4 +24,4 @@ class RunBusyError(RunError):
 
 
 class NotMeasuredError(BnprobeError):
-    """The model and the arguments are sound, but this quantity does not exist or cannot be had; the message says why."""
+    """The model and the arguments are sound, but the quantity does not exist or cannot be had; the message says why."""

@@ -15,6 +15,7 @@ _EPS = torch.finfo(torch.float64).eps
 _VECTORS = 128
 # Copies of a vector's inputs and outputs that a pass through a graph holds at a time (ours; most hold fewer).
 _COPIES = 8
+_BLOCKED = 1024  # a symmetric product as large as this is computed by blocks of its lower half (ours)
 _ROWS = 512  # of a matrix that are made double at once
 
 
@@ -101,7 +102,7 @@ def jacobian(operator: SegmentOperator, some: slice = slice(None), memory: int =
 
 def _values(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Singular values and the error of their computation: ``[N, r]`` each, float64."""
-    short, long = matrix.shape[1:]
+    short = matrix.shape[1]
     if matrix.device.type == "mps":
         matrix = matrix.cpu()  # no double precision there
     if matrix.dtype == torch.float64:
@@ -122,7 +123,7 @@ def _gram(matrix: Tensor) -> Tensor:
     """``A A^T`` in double precision: ``[N, r, L]`` to ``[N, r, r]``, its lower triangle by blocks."""
     samples, short, long = matrix.shape
     gram = torch.zeros(samples, short, short, dtype=torch.float64, device=matrix.device)
-    block = short if short < 1024 else -(-short // 8)
+    block = short if short < _BLOCKED else -(-short // 8)
     width = max(256, 2**24 // (samples * short))
     for left in range(0, long, width):
         part = matrix[:, :, left : left + width].double()

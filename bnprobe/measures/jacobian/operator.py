@@ -179,7 +179,8 @@ class SegmentOperator:
         for one in zip(*self._parts(v, self._leaves), strict=True):
             self._begin()
             with _plain(self.device), forward_ad.dual_level():
-                make, unpack = forward_ad.make_dual, forward_ad.unpack_dual
+                make: Any = forward_ad.make_dual
+                unpack: Any = forward_ad.unpack_dual
                 duals = [make(leaf, t) for leaf, t in zip(self._leaves, one, strict=True)]
                 outputs = [unpack(output) for output in self._segment([dual.clone() for dual in duals])]
                 tangents = [

@@ -67,7 +67,7 @@ class Reference:
                     bound = torch.maximum(bound, _norm(ours - theirs))
                 except BnprobeError:  # no derivatives from this side
                     bound = 2 * bound
-                return _SAFETY * self._ratio * bound
+                return bound * (_SAFETY * self._ratio)
         return 16 * self._eps * self._leaves * operator.shape[1] ** 0.5 * _norm(product)
 
     @staticmethod
@@ -85,8 +85,8 @@ class Reference:
         try:
             made = SegmentOperator(segment.to(dtype), begin_converted)
             made.split(operator.samples > 1)
-        except (RuntimeError, TypeError, ValueError, AttributeError, BnprobeError):
-            return None  # something in the model insists on its precision
+        except Exception:  # something in the model insists on its precision, in whatever words
+            return None
         finally:
             begin()
         same = made.shape == operator.shape and made.samples == operator.samples and made.dtype == dtype
