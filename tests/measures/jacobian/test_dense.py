@@ -86,7 +86,9 @@ def test_what_does_not_fit_is_said():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_values_that_are_not_finite_are_refused(dtype):
-    operator = operator_of(nn.Sequential(nn.Linear(3, 3), nn.Tanh()).to(dtype), torch.full((2, 3), torch.nan, dtype=dtype))
+    operator = operator_of(
+        nn.Sequential(nn.Linear(3, 3), nn.Tanh()).to(dtype), torch.full((2, 3), torch.nan, dtype=dtype)
+    )
     with pytest.raises(NotMeasuredError, match="not finite"):
         dense(operator)
 
