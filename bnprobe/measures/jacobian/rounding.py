@@ -67,7 +67,8 @@ class Reference:
                     bound = torch.maximum(bound, _norm(ours - theirs))
                 except BnprobeError:  # no derivatives from this side
                     bound = 2 * bound
-                return bound * (_SAFETY * self._ratio)
+                bound *= _SAFETY * self._ratio
+                return bound
         return 16 * self._eps * self._leaves * operator.shape[1] ** 0.5 * _norm(product)
 
     @staticmethod
