@@ -1,0 +1,1 @@
+"""Measurements that run their own passes and leave the model as it was."""
