@@ -107,7 +107,12 @@ def _is_plain(module: nn.Module, x: Tensor) -> bool:
     if any(one.is_inference() for one in module.parameters()):
         return False
     inexact = [x, *module.parameters()]
-    return all(one.is_floating_point() and one.device == x.device and bool(one.isfinite().all()) for one in inexact)
+    return all(one.is_floating_point() and one.device == x.device and _is_finite(one) for one in inexact)
+
+
+def _is_finite(one: Tensor) -> bool:
+    """By the sum, the cheapest look at every value; huge values whose sum overflows count as not finite."""
+    return bool(one.detach().sum(dtype=torch.promote_types(one.dtype, torch.float32)).isfinite())
 
 
 def _foreign_hooks(module: nn.Module) -> Iterator[bool]:
