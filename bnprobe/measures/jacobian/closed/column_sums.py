@@ -8,8 +8,8 @@ from torch import Tensor
 __all__ = ["column_sums"]
 
 
-def column_sums(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, torch.Size]:
-    """``[N, D]`` sums over the rows of each sample's Jacobian, and the shape of the output.
+def column_sums(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """``[N, D]`` sums over the rows of each sample's Jacobian, and the output.
 
     ``x`` itself is not touched, whatever ``forward`` does in place; nothing else receives a gradient.
     """
@@ -17,4 +17,4 @@ def column_sums(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor,
         leaf = x.detach().clone().requires_grad_()
         y = forward(leaf.clone())
         (sums,) = torch.autograd.grad(y.sum(), leaf)
-    return sums.reshape(len(x), -1), y.shape
+    return sums.reshape(len(x), -1), y.detach()

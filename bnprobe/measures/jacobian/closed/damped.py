@@ -31,10 +31,10 @@ def damped(matrices: Tensor, directions: Tensor, kept: Tensor) -> tuple[Tensor, 
         brackets. Errors of ``directions`` and ``kept`` are the caller's.
     """
     _, s, vh = torch.linalg.svd(matrices)
-    largest = s[:, :1].clamp_min(EPS**4)
+    largest = s[:, :1]
     norm = torch.linalg.vector_norm(matrices, dim=(-2, -1))
     base_error = svd_error(s, norm, matrices.shape[-1]) + (4 + matrices.shape[-1] ** 0.5) * EPS * largest
-    s = s / largest
+    s = s / largest.clamp_min(EPS**4)
     poles = torch.where(s > EPS * s.shape[-1], s, 0.0).square()
     w = torch.einsum("kgd,ged->kge", directions, vh)
     # A zero weight would take its pole out of the sum; one rounding of b keeps the roots where they belong.

@@ -30,7 +30,7 @@ def pointwise(module: nn.Module, x: Tensor) -> SingularValues | None:
     f' is autograd's, in double precision; at a kink it is what autograd takes there. A random slope (RReLU while
     training) has no closed form.
 
-    *Error.* 16 roundings of ``1 + |f'|``: each of these derivatives is made of a few terms of size 1, up to a scale
+    *Error.* 8 roundings of ``1 + |f'|``: each of these derivatives is made of a few terms of size 1, up to a scale
     that the derivative itself has somewhere.
     """
     if isinstance(module, nn.RReLU) and module.training:
@@ -45,4 +45,4 @@ def pointwise(module: nn.Module, x: Tensor) -> SingularValues | None:
     derivative, _ = column_sums(forward, x.double())
     values = derivative.abs()
     size = 1 + values if type(module) in SMOOTH else torch.where(values == 1, 0.0, values)
-    return union([Block(values, 16 * EPS * size)], (values.shape[1], values.shape[1]), len(x))
+    return union([Block(values, 8 * EPS * size)], (values.shape[1], values.shape[1]), len(x))

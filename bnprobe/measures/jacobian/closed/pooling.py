@@ -79,7 +79,7 @@ def _windows(module: Any, lengths: Sequence[int]) -> list[Windows]:
         windows.append(Windows(start, stop, divisor.double()))
     if getattr(module, "divisor_override", None) is not None:
         ones = [torch.ones_like(window.divisor) for window in windows]
-        ones[0] = ones[0] * module.divisor_override
+        ones[0] = ones[0] * abs(module.divisor_override)
         windows = [Windows(window.start, window.stop, one) for window, one in zip(windows, ones, strict=True)]
     return windows
 

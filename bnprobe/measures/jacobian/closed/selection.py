@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from bnprobe.measures.jacobian.closed.column_sums import column_sums
-from bnprobe.measures.jacobian.closed.union import EPS, Block, union
+from bnprobe.measures.jacobian.closed.union import EPS, Block, numel_of, union
 from bnprobe.measures.jacobian.values import SingularValues
 
 __all__ = ["SELECTIONS", "selection"]
@@ -32,9 +32,9 @@ def selection(module: nn.Module, x: Tensor) -> SingularValues | None:
     if getattr(module, "return_indices", False) or not str(getattr(module, "mode", "nearest")).startswith("nearest"):
         return None
     # Counts of copies beyond 256 are not exact in half precision; which of the inputs is largest is the same.
-    copies, shape = column_sums(module.forward, x if x.dtype == torch.float64 else x.float())
-    if shape[0] != len(x):
-        return None  # the samples' axis is not where it was
+    copies, y = column_sums(module.forward, x if x.dtype == torch.float64 else x.float())
+    if len(y) != len(x) or not bool(y.isfinite().all()):
+        return None  # the samples' axis is not where it was; a window of max pooling holds nothing but padding
     values = copies.double().sqrt()
     error = torch.where(copies > 1, EPS * values, 0.0)
-    return union([Block(values, error)], (shape[1:].numel(), copies.shape[1]), len(x))
+    return union([Block(values, error)], (numel_of(y), copies.shape[1]), len(x))

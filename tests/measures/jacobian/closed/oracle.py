@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import torch
 from hypothesis import strategies as st
+from torch import nn
 
 from bnprobe.measures.jacobian.closed import closed_form
 
@@ -22,11 +23,11 @@ def jacobians(module, x, coupled=False):
     return torch.stack([whole[i, :, i] for i in range(samples)]).numpy()
 
 
-def check(module, x, coupled=False, amplified=1.0, tight=True):
+def check(module, x, coupled=False, oracle_scale=0.0):
     """Every value within its bound of the dense one; the bound of a typical value below 100 times its true error.
 
-    Both sides round: the dense way by a few units in the largest value, times ``amplified`` where its Jacobian itself
-    is less accurate than that.
+    Both sides round: the dense way by a few units in its largest value, or in ``oracle_scale`` where the entries of its
+    Jacobian are differences of numbers of that size.
     """
     found = closed_form(module, x)
     assert found is not None
@@ -41,13 +42,22 @@ def check(module, x, coupled=False, amplified=1.0, tight=True):
     assert found.values.dtype == found.error.dtype
     assert (np.diff(values, axis=1) <= 0).all()
     assert (error >= 0).all()
-    own = EPS * expected.max(initial=0) * amplified
+    own = EPS * max(expected.max(initial=0), oracle_scale)
     rounding = own * (4 + max(found.shape) ** 0.5)
     wrong = np.abs(values - expected)
     assert (wrong <= error + rounding).all(), (wrong - error - rounding).max()
-    if tight and expected.any():
+    if own > 0:
         assert np.median(error / (wrong + own)) <= 100
     return found
+
+
+def oracle_scale(layer, x, groups):
+    """What normalization by its own statistics subtracts: |gamma| / sigma, and x^ with the digits an offset costs."""
+    values = x.double().reshape(groups, -1)
+    variance = values.square().mean(1) if isinstance(layer, nn.RMSNorm) else values.var(1, correction=0)
+    sigma = (variance + layer.eps).min().item() ** 0.5
+    gamma = 1.0 if layer.weight is None else layer.weight.abs().max().item()
+    return 2 * gamma / sigma * (1 + values.abs().max().item() / sigma)
 
 
 def normal(shape, seed, scale=1.0, offset=0.0, dtype=torch.float32):

@@ -40,7 +40,7 @@ def make(kind):
         layer, shape = CASES[kind]
         return layer(), torch.randn(shape)
     name = kind.__name__
-    axes = int(name[-2]) if name.endswith("d") else 0
+    axes = int(name[-2]) if name[-2:] in ("1d", "2d", "3d") else 0
     shape = (2, 2, *[4] * axes) if axes else (2, 4)
     if name.startswith("Conv"):
         return kind(2, 2, 2, stride=2), torch.randn(shape)

@@ -64,7 +64,9 @@ def test_circular_padding(axes, channels, kernel, dilation, extra, dtype, seed):
         groups * inputs, groups * outputs, kernel[:axes], padding="same", padding_mode="circular",
         dilation=dilation, groups=groups, dtype=dtype,
     )  # fmt: skip
-    check(filled(layer, seed), normal((1, groups * inputs, *lengths), seed, dtype=dtype))
+    filled(layer, seed)
+    size = layer.weight.abs().sum().item()  # at some frequencies the taps cancel
+    check(layer, normal((1, groups * inputs, *lengths), seed, dtype=dtype), oracle_scale=size)
 
 
 def test_a_kernel_as_large_as_its_input_is_a_matrix():

@@ -7,7 +7,7 @@ from torch import nn
 
 from bnprobe.measures.jacobian.closed import closed_form
 from bnprobe.measures.jacobian.closed.damped import damped
-from tests.measures.jacobian.closed.oracle import EPS, check, dtypes, epsilons, filled, normal, seeds
+from tests.measures.jacobian.closed.oracle import EPS, check, dtypes, epsilons, filled, normal, oracle_scale, seeds
 
 gammas = st.sampled_from(["one", "none", "one size", "random", "zeros", "ties", "graded"])
 
@@ -24,12 +24,6 @@ def with_gammas(layer, kind, seed):
         elif kind == "graded":
             layer.weight *= torch.logspace(0, -6, layer.weight.numel()).view_as(layer.weight)
     return layer
-
-
-def amplification(x, groups, eps):
-    """How much less accurate the dense Jacobian is than its own size: by the offset over the spread."""
-    values = x.double().reshape(groups, -1)
-    return 4 * (1 + values.abs().max().item() / (values.var(1, correction=0).min().item() + eps) ** 0.5)
 
 
 @given(
@@ -50,7 +44,7 @@ def test_layer_and_rms_norm(samples, positions, features, kind, gamma, eps, cons
     x = normal((samples, *positions, *features), seed, scale=2, dtype=dtype)
     if constant:
         x[0] = 0 if kind is nn.RMSNorm else 0.1
-    check(layer, x, amplified=amplification(x, samples * int(np.prod(positions)), eps))
+    check(layer, x, oracle_scale=oracle_scale(layer, x, samples * int(np.prod(positions))))
 
 
 @given(
@@ -70,7 +64,7 @@ def test_group_norm(samples, layout, positions, gamma, eps, constant, dtype, see
     x = normal((samples, channels, *positions), seed, scale=2, dtype=dtype)
     if constant:
         x[:, 0] = 0.1
-    check(layer, x, amplified=amplification(x, samples * groups, eps))
+    check(layer, x, oracle_scale=oracle_scale(layer, x, samples * groups))
 
 
 @given(
@@ -90,7 +84,7 @@ def test_instance_norm(samples, channels, layout, affine, track, training, eps, 
     layer = kind(channels, eps=eps, affine=affine, track_running_stats=track, dtype=dtype)
     layer = filled(layer, seed, zero=seed % 2 == 0).train(training)
     x = normal((samples, channels, *rest), seed, scale=2, dtype=dtype)
-    check(layer, x, amplified=amplification(x, samples * channels, eps))
+    check(layer, x, oracle_scale=oracle_scale(layer, x, samples * channels))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

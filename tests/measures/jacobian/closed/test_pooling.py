@@ -68,7 +68,11 @@ def test_max_pooling(axes, ceil, dilation, ties, dtype, seed):
     kernel, stride, padding, lengths = split(axes)
     assume(all(n + 2 * p > dilation * (k - 1) for n, p, k in zip(lengths, padding, kernel, strict=True)))
     x = normal((2, 2, *lengths), seed, dtype=dtype)
-    check(MAXIMUM[len(axes)](kernel, stride, padding, dilation, ceil_mode=ceil), x.round() if ties else x)
+    layer = MAXIMUM[len(axes)](kernel, stride, padding, dilation, ceil_mode=ceil)
+    if not layer(x).isfinite().all():
+        assert closed_form(layer, x) is None  # a window of padding only
+        return
+    check(layer, x.round() if ties else x)
 
 
 @pytest.mark.parametrize("layer", [nn.AdaptiveMaxPool2d((3, 2)), nn.MaxPool3d(2, 1), nn.AdaptiveMaxPool3d(2)], ids=str)
