@@ -39,9 +39,7 @@ def damped(matrices: Tensor, directions: Tensor, kept: Tensor) -> tuple[Tensor, 
     w = torch.einsum("kgd,ged->kge", directions, vh)
     # A zero weight would take its pole out of the sum; one rounding of b keeps the roots where they belong.
     weights = (w / torch.linalg.vector_norm(w, dim=-1, keepdim=True).clamp_min(EPS)).square().clamp_min(EPS**2)
-    chunk = max(1, _AT_ONCE // (s.numel() * s.shape[-1]))
-    parts = [_roots(poles, *part) for part in zip(torch.split(weights, chunk), torch.split(kept, chunk), strict=True)]
-    low, high, best = (torch.cat(one).sqrt() * largest for one in zip(*parts, strict=True))
+    low, high, best = (one.sqrt() * largest for one in _roots(poles, weights, kept))
     return best, base_error + (high - low) + 2 * EPS * best
 
 
@@ -56,33 +54,48 @@ def _roots(poles: Tensor, weights: Tensor, kept: Tensor) -> tuple[Tensor, Tensor
     tau2, rest = kept.square()[..., None], 1 - kept.square()[..., None]
     under = torch.cat([weights[..., 1:], torch.zeros_like(weights[..., :1])], -1)
     at_zero = tau2 + rest * (weights * (high == 0)).sum(-1, keepdim=True)
-
-    def smooth(mu: Tensor) -> Tensor:
-        total = (weights[..., None, :] / (poles[:, None] - mu[..., None])).sum(-1)
-        return (tau2 - rest * mu * total) * (high - mu) * torch.where(below, mu - low, 1.0)
-
     width = high - low
     f_low = torch.where(below, rest * low * under * width, at_zero * high)
     f_high = -rest * high * weights * torch.where(below, width, 1.0)
-    a, fa, b, fb = high, f_high, low, f_low
     # No change of sign: the root is the end where the function vanishes (a constant group; eps = 0).
-    b = torch.where(f_high >= 0, high, b)
-    a = torch.where((f_low <= 0) & (f_high < 0), low, a)
+    a = torch.where((f_low <= 0) & (f_high < 0), low, high).flatten()
+    b = torch.where(f_high >= 0, high, low).flatten()
+    fa, fb = f_high.flatten(), f_low.flatten()
+    low, high, below = (one.flatten() for one in (low, high, below))
+    tau2, rest = (one.expand_as(weights).flatten() for one in (tau2, rest))
+    d = weights.shape[-1]
+    on = torch.arange(len(a), device=a.device)  # the roots that are still sought
     step = (fa / (fa - fb)).nan_to_num(0.5).clamp(EPS, 1 - EPS)
     for _ in range(_STEPS):
-        tolerance = EPS * torch.maximum(a, b)
-        done = (a - b).abs() <= 2 * tolerance
-        if bool(done.all()):
+        tolerance = EPS * torch.maximum(a[on], b[on])
+        seek = (a[on] - b[on]).abs() > 2 * tolerance
+        on, step = on[seek], step[seek]
+        if not len(on):
             break
-        new = torch.where(done, a, a + step * (b - a))
-        value = torch.where(done, fa, smooth(new))
-        same = (value > 0) == (fa > 0)
-        c, fc = torch.where(same, a, b), torch.where(same, fa, fb)
-        b, fb = torch.where(done | same, b, a), torch.where(done | same, fb, fa)
-        a, fa = new, value
-        step = _next_step(a, fa, b, fb, c, fc, tolerance)
+        a0, fa0, b0, fb0 = a[on], fa[on], b[on], fb[on]
+        mu = a0 + step * (b0 - a0)
+        total = _sums(poles, weights, mu, on // d)
+        value = (tau2[on] - rest[on] * mu * total) * (high[on] - mu) * torch.where(below[on], mu - low[on], 1.0)
+        same = (value > 0) == (fa0 > 0)
+        c, fc = torch.where(same, a0, b0), torch.where(same, fa0, fb0)
+        b1, fb1 = torch.where(same, b0, a0), torch.where(same, fb0, fa0)
+        a[on], fa[on], b[on], fb[on] = mu, value, b1, fb1
+        step = _next_step(mu, value, b1, fb1, c, fc, tolerance[seek])
     best = torch.where(fa.abs() < fb.abs(), a, b)
-    return torch.minimum(a, b), torch.maximum(a, b), best
+    found = (torch.minimum(a, b), torch.maximum(a, b), best)
+    return tuple(one.view(weights.shape) for one in found)  # type: ignore[return-value]  # three of them
+
+
+def _sums(poles: Tensor, weights: Tensor, mu: Tensor, rows: Tensor) -> Tensor:
+    """Of each mu the sum of ``w^2 / (s^2 - mu)`` in its row of the weights, as many at once as stay in the cache."""
+    groups, d = poles.shape
+    weights, chunk = weights.reshape(-1, d), max(1, _AT_ONCE // d)
+    sums = torch.empty_like(mu)
+    for start in range(0, len(mu), chunk):
+        part = slice(start, start + chunk)
+        of = poles if groups == 1 else poles[rows[part] % groups]
+        sums[part] = (weights[rows[part]] / (of - mu[part, None])).sum(-1)
+    return sums
 
 
 def _next_step(a: Tensor, fa: Tensor, b: Tensor, fb: Tensor, c: Tensor, fc: Tensor, tolerance: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from bnprobe.measures.jacobian.values import SingularValues
 __all__ = ["EPS", "Block", "numel_of", "svd_error", "svdvals", "union"]
 
 EPS = torch.finfo(torch.float64).eps
+_NEAR = 1024  # eps; then 50 neglected eps, squared over the gap, are a few
 _CHEAP = 128  # up to this many values, double precision costs a millisecond or two at most
 
 
@@ -55,23 +56,25 @@ def svdvals(matrices: Tensor) -> tuple[Tensor, Tensor]:
     values = torch.linalg.svdvals(wide)
     norm = torch.linalg.vector_norm(wide, dim=(-2, -1), dtype=torch.float64)
     error = svd_error(values, norm, max(matrices.shape[-2:]))
-    return values, error.to(values.dtype).expand_as(values)
+    return values, error.to(values.dtype)
 
 
 def svd_error(values: Tensor, norm: Tensor, size: int) -> Tensor:
-    """``[..., 1]`` bound of the errors of computed singular values ``[..., r]`` of matrices of this Frobenius norm.
+    """``[..., r]`` bounds of the errors of computed singular values of matrices of this Frobenius norm.
 
-    A backward stable algorithm errs by ``p * eps * s_1``, and p is ours: 2 + 1.25 sqrt(size), size the longer side; the
-    largest error seen over random, graded, sparse and low-rank matrices up to 512 x 2304 is 0.85 sqrt(size). Of
-    matrices with values that are equal but for rounding (constant, block-constant, identity plus constant) LAPACK's
-    divide and conquer errs by up to 5.7 sqrt(size), as it takes near values to be equal, and the largest by more; there
-    p is 8 sqrt(size), and what the sum of the squares differs from the squared norm is added.
+    A backward stable algorithm errs by ``p * eps * s_1``, and p is ours: 4 + 1.25 sqrt(size), size the longer side; the
+    largest error seen over random, graded, sparse and low-rank matrices up to 512 x 2304 is 0.85 sqrt(size). Values
+    that are nearly equal are worse off, as LAPACK neglects what couples them below 10 to 50 eps, and in constant,
+    block-constant and shifted identity matrices 5.7 sqrt(size) was seen: to those goes 50 + 8 sqrt(size). Then the
+    largest value may be off as well; what the sum of the squares differs from the squared norm is added everywhere.
     """
     largest, eps = values[..., :1].double(), torch.finfo(values.dtype).eps
     root = math.sqrt(size)
+    gaps = values.diff(dim=-1).abs() <= _NEAR * eps * largest
+    near = F.pad(gaps, (1, 0)) | F.pad(gaps, (0, 1))
     missing = (values.double().square().sum(-1) - norm.square()).abs()[..., None] / largest.clamp_min(EPS**4)
-    near = (values.diff(dim=-1).abs() <= 64 * eps * largest).any(-1, keepdim=True)
-    return torch.where(near, 8 * root * eps * largest + missing, (2 + 1.25 * root) * eps * largest)
+    missing = torch.where(gaps.any(-1, keepdim=True), missing, 0.0)
+    return torch.where(near, 50 + 8 * root, 4 + 1.25 * root) * eps * largest + missing
 
 
 def numel_of(x: Tensor) -> int:
