@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "records": set(),
     "schedule": {"errors"},
     "hooks": VOCABULARY,
+    "measures": VOCABULARY | {"hooks"},
     "statistics": VOCABULARY | {"hooks"},
     "measures": VOCABULARY | {"hooks"},
     "store": VOCABULARY,
