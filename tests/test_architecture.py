@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "ranks": VOCABULARY | {"store", "collect", "collected"},
     "arguments": VOCABULARY | {"statistics"},
     "attach": VOCABULARY | {"arguments", "hooks", "statistics", "store", "collect", "listen", "ranks"},
+    "measures": VOCABULARY | {"hooks"},
     "distances": VOCABULARY,
     "drift": VOCABULARY | {"store", "distances"},
     "plots": VOCABULARY | {"store", "distances", "drift"},

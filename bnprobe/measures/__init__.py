@@ -1,0 +1,1 @@
+"""Measurements that run their own passes through a model."""
