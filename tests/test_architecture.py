@@ -17,7 +17,6 @@ MAY_IMPORT = {
     "records": set(),
     "schedule": {"errors"},
     "hooks": VOCABULARY,
-    "measures": VOCABULARY | {"hooks"},
     "statistics": VOCABULARY | {"hooks"},
     "measures": VOCABULARY | {"hooks"},
     "store": VOCABULARY,
