@@ -1,5 +1,6 @@
 """What rounding does to a Jacobian: measured against the same piece of the model in another precision."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -69,7 +70,7 @@ class Reference:
                     bound = 2 * bound
                 bound *= _SAFETY * self._ratio
                 return bound
-        return 16 * self._eps * self._leaves * operator.shape[1] ** 0.5 * _norm(product)
+        return _norm(product) * (16 * self._eps * self._leaves * math.sqrt(operator.shape[1]))
 
     @staticmethod
     def _made(

@@ -46,7 +46,7 @@ def cases(draw):
 
 
 @given(cases())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_every_value_is_within_its_bound(case):
     model, x, per = case
     found = bnprobe.spectrum(model, x, per=per)
