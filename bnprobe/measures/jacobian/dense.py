@@ -18,6 +18,7 @@ _VECTORS = 128
 # Copies of a vector's inputs and outputs that a pass through a graph holds at a time (ours; most hold fewer).
 _COPIES = 8
 _BLOCKED = 1024  # a symmetric product as large as this is computed by blocks of its lower half (ours)
+_WRITTEN_OUT = 64  # smaller side up to which writing the matrix out twice costs no more than random vectors (ours)
 _ROWS = 512  # of a matrix that are made double at once
 
 
@@ -62,12 +63,19 @@ def dense(operator: SegmentOperator, reference: Reference | None = None, memory:
         matrix = jacobian(operator, chosen, memory // 4)
         values, error = _values(matrix)
         if reference is not None:
-            rounded = reference.rounding(_Matrices(matrix, operator.shape), chosen)
-            error = error + rounded[:, None].to(error.device)
+            error = error + _rounding(matrix, operator.shape, reference, chosen, memory)[:, None].to(error.device)
         found.append((values, error))
         del matrix
     values, error = (torch.cat(parts) for parts in zip(*found, strict=True))
     return SingularValues(values, error, "dense", operator.shape, False, (values.shape[1], 0))
+
+
+def _rounding(matrix: Tensor, shape: tuple[int, int], reference: Reference, chosen: slice, memory: int) -> Tensor:
+    if matrix.shape[1] <= _WRITTEN_OUT:
+        found = reference.written_out(matrix, lambda other: jacobian(other, chosen, memory // 4))
+        if found is not None:
+            return found
+    return reference.rounding(_Matrices(matrix, shape), chosen)
 
 
 class _Matrices:

@@ -30,9 +30,9 @@ Count: TypeAlias = int | tuple[int, int] | None
 Per: TypeAlias = Literal["sample", "batch"] | None
 Method: TypeAlias = Literal["closed form", "dense", "Lanczos"] | None
 
-# Smaller sides up to which the whole matrix is quicker than Lanczos (ours, measured on two cores): for the largest
-# values; and where the smallest are wanted as well, which Lanczos finds late.
-_SMALL, _SMALL_BOTH_ENDS = 384, 1024
+# Smaller side of one matrix up to which the whole is taken instead of Lanczos (ours, measured on two cores): for the
+# largest values; and where the smallest are wanted as well, which Lanczos finds late if at all.
+_SMALL, _SMALL_BOTH_ENDS = 384, 2048
 _PROBES = 16  # random vectors for the sum of squares of a partial spectrum (ours: about 10 % of it for one sample)
 
 
@@ -170,6 +170,8 @@ def _closed(segment: Segment, begin: Callable[[], None], per: Per) -> SingularVa
         return None
     if torch.is_autocast_enabled(args[0].device.type):
         return None  # the layer computes with rounded weights
+    if any(name != "parametrizations" for name, _ in segment.module.named_children()):
+        return None  # only leaves have one
     begin()
     return closed_form(segment.module, args[0], "sample" if per == "sample" else None)
 
@@ -228,7 +230,8 @@ def _is_dense(operator: SegmentOperator, wanted: Wanted) -> bool:
     largest, smallest = wanted.ends(size)
     if largest + smallest == size and wanted.largest is None:
         return True
-    small = size <= (_SMALL_BOTH_ENDS if smallest else _SMALL) or 4 * (largest + smallest) >= size
+    limit = _SMALL_BOTH_ENDS if smallest else _SMALL
+    small = operator.samples * size**3 <= limit**3 or 4 * (largest + smallest) >= size
     return small and dense_bytes(operator) <= wanted.memory
 
 

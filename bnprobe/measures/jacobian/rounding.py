@@ -18,6 +18,7 @@ __all__ = ["Reference", "convert"]
 _VECTORS, _SAFETY = 4, 3.0
 # Precisions that differ by more than this have seen different functions: other random numbers, another branch.
 _SAME = 0.1
+_COARSE = 1e-4  # of half precision even the same function may differ as much
 
 
 class Reference:
@@ -41,6 +42,23 @@ class Reference:
         self._leaves = sum(1 for one in segment.module.modules() if not list(one.children()))
         self._operator = self._made(operator, segment, begin, other, memory)
 
+    def written_out(self, matrix: Tensor, write: Callable[[SegmentOperator], Tensor]) -> Tensor | None:
+        """What :meth:`rounding` measures, exactly, of small matrices ``[N, r, L]``: the norms of their errors, ``[N]``.
+
+        Args:
+            matrix: the Jacobians.
+            write: writes the same ones out from an operator.
+
+        Returns:
+            The norms; None where the model does not run in the other precision.
+        """
+        if self._operator is None:
+            return None
+        product = _host(matrix)
+        error = _norm((product - _host(write(self._operator))).mT)
+        trusted = self._eps > _COARSE or bool((error <= _SAME * _norm(product.mT)).all())
+        return error * self._ratio if trusted else None
+
     def rounding(self, operator: Operator, chosen: slice = slice(None)) -> Tensor:
         """A bound on the 2-norm of the error that rounding makes in each Jacobian: ``[N]``, float64, on the host.
 
@@ -60,7 +78,7 @@ class Reference:
             reference = _Part(self._operator, chosen)
             error = product - _host(reference.rmatmat(left))
             bound, norm = _norm(error), _norm(product)
-            if bool((bound <= _SAME * norm).all()) or self._eps > 1e-4:
+            if bool((bound <= _SAME * norm).all()) or self._eps > _COARSE:
                 right = torch.linalg.qr(error + torch.finfo(torch.float64).tiny)[0].to(low)
                 try:
                     theirs = _host(reference.matmat(right))
@@ -89,8 +107,6 @@ class Reference:
             made.split(operator.samples > 1)
         except Exception:  # something in the model insists on its precision, in whatever words
             return None
-        finally:
-            begin()
         same = made.shape == operator.shape and made.samples == operator.samples and made.dtype == dtype
         return made if same else None
 

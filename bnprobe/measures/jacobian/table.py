@@ -19,7 +19,7 @@ __all__ = ["COLUMNS", "spectra"]
 
 COLUMNS = (
     "layer", "kind", "samples", "outputs", "inputs", "coupled", "method", "max", "min", "mean_square",
-    "condition_number", "share_near_one", "error", "why",
+    "condition_number", "share_near_one", "error", "max_error", "min_error", "why",
 )  # fmt: skip
 
 
@@ -57,8 +57,9 @@ def spectra(
         Columns ``layer``, ``kind`` (class), ``samples`` (N; 1 of a whole batch), ``outputs`` and ``inputs`` of one
         Jacobian, ``coupled``, ``method``; over all samples the largest value ``max`` and the smallest ``min``, the
         mean of the mean squares ``mean_square`` and of ``share_near_one`` (values in [0.9, 1.1]), the largest
-        ``condition_number``; ``error``: the largest error of a value. Missing is what was not asked for. ``why`` is
-        empty, or says "not measured: ..." for layers that have no Jacobian or are not called.
+        ``condition_number``; ``error``: the largest error of a value, and ``max_error`` and ``min_error`` of
+        these two (of the smallest values Lanczos often has no more than an upper bound). Missing is what was not asked
+        for. ``why`` is empty, or says "not measured: ..." for layers that have no Jacobian or are not called.
 
     Raises:
         ArgumentError, SelectionError: as in :func:`bnprobe.spectrum` and :func:`bnprobe.attach`.
@@ -99,6 +100,7 @@ def _row(site: Site, call: Captured | None, origin: Origin, wanted: Wanted) -> d
 
 def _numbers(found: Spectrum) -> dict[str, Any]:
     values = found.values  # noqa: PD011 - of a spectrum, not of a frame
+    lowest = found.complete or found.which[1]
     return {
         "samples": len(values),
         "outputs": found.shape[0],
@@ -106,9 +108,11 @@ def _numbers(found: Spectrum) -> dict[str, Any]:
         "coupled": found.coupled,
         "method": found.method,
         "max": float(values[:, 0].max()),
-        "min": float(values[:, -1].min()) if found.complete or found.which[1] else np.nan,
+        "min": float(values[:, -1].min()) if lowest else np.nan,
         "mean_square": float(found.mean_square.mean()),
         "condition_number": float(found.condition_number.max()),
         "share_near_one": float(found.share_near_one.mean()),
         "error": float(found.error.max()),
+        "max_error": float(found.error[values[:, 0].argmax(), 0]),
+        "min_error": float(found.error[values[:, -1].argmin(), -1]) if lowest else np.nan,
     }
