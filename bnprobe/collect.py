@@ -28,16 +28,29 @@ class Lane:
         phase, layer, call, place: the key of its records, all but the step.
         wanted: statistics that apply, by position; ``reading`` those of them that read while the hook runs.
         samples: whether the others want a sample.
+        layered: whether any of them depends on the layer beside the tensor.
         rows: observations that wait.
         entries: by step, what has been merged already.
         repeats: how many of ``rows`` came in the same step as the one before.
     """
 
-    __slots__ = ("call", "entries", "layer", "phase", "place", "reading", "repeats", "rows", "samples", "wanted")
+    __slots__ = (
+        "call",
+        "entries",
+        "layer",
+        "layered",
+        "phase",
+        "place",
+        "reading",
+        "repeats",
+        "rows",
+        "samples",
+        "wanted",
+    )
 
     def __init__(self, phase: str, layer: str, call: int, place: str, applying: "_Applying") -> None:
         self.phase, self.layer, self.call, self.place = phase, layer, call, place
-        self.wanted, self.reading = applying
+        self.wanted, self.reading, self.layered = applying
         self.samples = len(self.wanted) > len(self.reading)
         self.rows: list[Observation] = []
         self.entries: dict[int, Entry] = {}
@@ -47,6 +60,7 @@ class Lane:
 class _Applying(NamedTuple):
     wanted: tuple[int, ...]
     reading: tuple[int, ...]
+    layered: bool
 
 
 class _Batch(NamedTuple):
@@ -87,21 +101,18 @@ class Collector:
             lane = self._lanes[key] = Lane(*key, self._applying(site, place))
         return lane
 
-    def prepare(self, lane: Lane, seen: Observation) -> None:
-        """Read of a tensor, while its hook runs, what the statistics will need."""
-        if lane.reading:
-            with torch.no_grad():
-                for index in lane.reading:
-                    self.bytes += _size(self._state(index, seen))
-        if lane.samples and (seen.same_as is None or seen.same_as.drawn is None):
-            self.bytes += seen.sample.nbytes + (0 if seen.moments is None else seen.moments.nbytes)
+    def read(self, lane: Lane, seen: Observation) -> None:
+        """Let the statistics read that must while the hook runs."""
+        with torch.no_grad():
+            for index in lane.reading:
+                self.bytes += _size(self._state(index, seen))
 
-    def add(self, lane: Lane, step: int, seen: Observation) -> None:
+    def add(self, lane: Lane, seen: Observation) -> None:
         """One more tensor for a record."""
         if not lane.wanted:
             return
-        seen.step, rows = step, lane.rows
-        if rows and rows[-1].step == step:
+        rows = lane.rows
+        if rows and rows[-1].step == seen.step:
             lane.repeats += 1
         rows.append(seen)
         if lane.repeats >= _FOLD_AT:
@@ -227,7 +238,8 @@ class Collector:
         known = self._wanted.get((id(site), place))
         if known is None:
             wanted = tuple(i for i, statistic in enumerate(self._statistics) if statistic.applies(site, place))
-            known = _Applying(wanted, tuple(i for i in wanted if self._statistics[i].reads_all))
+            reading = tuple(i for i in wanted if self._statistics[i].reads_all)
+            known = _Applying(wanted, reading, any(self._statistics[i].knows_layers for i in wanted))
             self._wanted[id(site), place] = known
         return known
 
@@ -268,7 +280,7 @@ class Collector:
                 states += [self._state(index, one) for one in some]
             elif index in lane.wanted:
                 rows += range(first, first + len(some))
-                seen += some if statistic.knows_layers else [one.owner for one in some]
+                seen += [one.owner for one in some] if lane.layered and not statistic.knows_layers else some
             first += len(some)
         for row, (_, _, entry) in enumerate(batch.merged, start=first):
             state_rows.append(row)

@@ -1,7 +1,7 @@
 """Reading what the taps show: from tensors at places to observations in a collector."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,30 +58,55 @@ class Reader:
         self._sampler.turn()
         self._on_forward(training)
 
-    def about_to_change(self, call: Call, inputs: list[Seen]) -> list[Observation]:
+    def about_to_change(self, call: Call, inputs: list[Seen]) -> list[tuple[str, Observation]]:
         """Read the inputs of an in-place layer before they are overwritten."""
-        seen = [
-            self._observe(self._spot(call, one.place), one.tensor, one.memory, buffers=one.buffers) for one in inputs
-        ]
-        return [one for one in seen if one is not None]
+        read = []
+        for one in inputs:
+            spot = self._spot(call, one.place)
+            if self._readable(spot, one.tensor):
+                read.append((one.place, self._observe(spot, one, spot.axis, None)))
+        return read
 
     def called(self, call: Call, inputs: list[Seen] | None, outputs: list[Seen], read_before: Any) -> None:
         """Read a layer's inputs and outputs."""
-        if inputs is None and not read_before:
-            self.why.setdefault(call.site.name, "input: the layer writes into it")
-        for seen in read_before or ():
-            self._collector.add(self._spot(call, seen.place).lane, self.now, seen)
-        self._read(call, inputs or [], outputs, read_before)
+        site, before = call.site, None
+        moments = made = None
+        for place, seen in read_before or ():
+            self._collector.add(self._spot(call, place).lane, seen)
+            before = before or seen
+        if inputs:
+            if site.is_norm and outputs:
+                moments = self._moments(site, inputs[0], outputs[0].tensor)
+                made = None if moments is None else output_moments(site, moments, outputs[0].tensor)
+            for one in self._intact(site, inputs, outputs):
+                spot = self._spot(call, one.place)
+                if self._readable(spot, one.tensor):
+                    seen = self._observe(spot, one, spot.axis, moments)
+                    self._collector.add(spot.lane, seen)
+                    before = before or seen
+                moments = None
+        elif inputs is None and not read_before:
+            self.why.setdefault(site.name, "input: the layer writes into it")
+        for one in outputs:
+            spot = self._spot(call, one.place)
+            if self._readable(spot, one.tensor):
+                axis = spot.axis
+                if before is not None and not site.knows_its_channels and before.shape == one.tensor.shape:
+                    axis = before.axis  # a layer that treats all axes alike hands its input's channels on
+                seen = self._observe(spot, one, axis, made)
+                self._collector.add(spot.lane, seen)
+                gradient = spot.gradient or self._spot(call, "grad_" + one.place)
+                spot.gradient, gradient.given_shape, gradient.given_axis = gradient, seen.shape, seen.axis
+            made = None
 
     def graded(self, call: Call, place: str, gradient: Tensor) -> None:
         """Read the gradient at a layer's output; its channels are the output's."""
         spot = self._spot(call, place)
-        axis, known = None, False
-        if spot.given is not None and spot.given[0] == gradient.shape:
-            axis, known = spot.given[1], True
-        seen = self._observe(spot, gradient, None, None, axis, known, self.scaling)
-        if seen is not None:
-            self._collector.add(spot.lane, self.now, seen)
+        if self._readable(spot, gradient):
+            axis = spot.given_axis if gradient.shape == spot.given_shape else spot.axis
+            seen = Observation(call.site, place, gradient, axis, self._sampler, None, None, self.scaling)
+            self._keep(spot, seen, gradient)
+            self._collector.add(spot.lane, seen)
 
     def failed(self, site: Site, error: Exception) -> None:
         """What cannot be measured is said in the inventory, and once aloud; training goes on."""
@@ -94,33 +119,6 @@ class Reader:
             self._warned = True
             warnings.warn(message, RuntimeWarning, stacklevel=3)
 
-    def _read(
-        self, call: Call, inputs: list[Seen], outputs: list[Seen], read_before: Sequence[Observation] | None
-    ) -> None:
-        site = call.site
-        moments = self._moments(site, inputs, outputs) if site.is_norm else None
-        before = read_before[0] if read_before else None
-        made = output_moments(site, moments, outputs[0].tensor) if moments is not None else None
-        for one in self._intact(site, inputs, outputs):
-            spot = self._spot(call, one.place)
-            seen = self._observe(spot, one.tensor, one.memory, moments, buffers=one.buffers)
-            if seen is not None:
-                self._collector.add(spot.lane, self.now, seen)
-                before = before or seen
-            moments = None
-        for one in outputs:
-            spot, tensor = self._spot(call, one.place), one.tensor
-            axis, known = None, False
-            if before is not None and not site.knows_its_channels and before.shape == tensor.shape:
-                axis, known = before.axis, True  # a layer that treats all axes alike hands its input's channels on
-            output = self._observe(spot, tensor, one.memory, made, axis, known, None, one.buffers)
-            made = None
-            if output is not None:
-                if spot.gradient is None:
-                    spot.gradient = self._spot(call, "grad_" + one.place)
-                spot.gradient.given = (output.shape, output.axis)
-                self._collector.add(spot.lane, self.now, output)
-
     def _intact(self, site: Site, inputs: list[Seen], outputs: list[Seen]) -> list[Seen]:
         """Inputs that surely are as the layer received them."""
         if len(inputs) == len(outputs) == 1 and inputs[0].tensor is not outputs[0].tensor:
@@ -132,43 +130,57 @@ class Reader:
         self.why.setdefault(site.name, f"{doubtful[0].place}: the layer hands on its input, perhaps changed")
         return [one for one in inputs if not any(one is other for other in doubtful)]
 
-    def _observe(
-        self,
-        spot: "_Spot",
-        tensor: Tensor,
-        before: Observation | None,
-        moments: GroupMoments | None = None,
-        axis: int | None = None,
-        known: bool = False,
-        scaling: Scaling | None = None,
-        buffers: Mapping[str, Tensor] | None = None,
-    ) -> Observation | None:
-        """What statistics see of a tensor, seen ``before`` or not; ``axis`` is its channel axis where ``known``."""
-        site, lane = spot.site, spot.lane
-        if not (
+    def _readable(self, spot: "_Spot", tensor: Tensor) -> bool:
+        """Whether a tensor can be read: as the last one was, or after a longer look."""
+        if (
             tensor.shape == spot.shape
             and tensor.dtype is spot.dtype
+            and tensor.device == spot.device
             and type(tensor) is Tensor
             and not is_functorch_wrapped_tensor(tensor)
-        ):  # else it can be read as the last one was
-            why = why_unreadable(tensor)
-            if why:
-                self.why.setdefault(site.name, f"{lane.place}: {why}")
-                return None
-            spot.remember(tensor)
-            self.observed.add(site.name)
-        if not known:
-            axis = spot.axis
+        ):
+            return True
+        why = why_unreadable(tensor)
+        if why:
+            self.why.setdefault(spot.site.name, f"{spot.lane.place}: {why}")
+            return False
+        spot.remember(tensor)
+        self.observed.add(spot.site.name)
+        return True
+
+    def _observe(self, spot: "_Spot", one: Seen, axis: int | None, moments: GroupMoments | None) -> Observation:
+        """What statistics see of an input or output, shown before or not; ``axis`` is its channel axis."""
+        site, lane, before = spot.site, spot.lane, one.memory
         if before is not None and (before.axis == axis or not site.knows_its_channels):
-            before.moments = moments = before.moments or moments
-            seen = Observation(site, lane.place, tensor, before.axis, self._sampler, moments, before, None, buffers)
+            if before.moments is None and moments is not None:
+                before.moments = moments
+                self._collector.bytes += moments.nbytes
+            if not lane.layered:
+                self._keep(spot, before, one.tensor)
+                return before  # type: ignore[no-any-return]  # the taps remember what they were given
+            axis, moments = before.axis, before.moments
         else:
-            seen = Observation(site, lane.place, tensor, axis, self._sampler, moments, None, scaling, buffers)
-            if not spot.of_gradient:
-                self.taps.remember(tensor, seen)
-        self._collector.prepare(lane, seen)
-        seen.tensor = None  # an observation outlives its hook; the activation must not
+            before = None
+        seen = Observation(site, lane.place, one.tensor, axis, self._sampler, moments, before, None, one.buffers)
+        if before is None:
+            self.taps.remember(one.tensor, seen)
+        self._keep(spot, seen, one.tensor)
         return seen
+
+    def _keep(self, spot: "_Spot", seen: Observation, tensor: Tensor) -> None:
+        """Read of a tensor what the statistics will need; an observation outlives its hook, the tensor must not."""
+        lane, owner = spot.lane, seen.same_as or seen
+        seen.tensor = owner.tensor = tensor
+        seen.step = self.now
+        try:
+            if lane.reading:
+                self._collector.read(lane, seen)
+            if lane.samples and owner.drawn is None:
+                if tensor.stride() != spot.stride or owner.axis != spot.laid_out_by:
+                    spot.lay_out(tensor, owner.axis, self._sampler)
+                self._collector.bytes += owner.draw(spot.layout).nbytes
+        finally:
+            seen.tensor = owner.tensor = None
 
     def _spot(self, call: Call, place: str) -> "_Spot":
         spot = self._spots.get((call, place))
@@ -177,15 +189,15 @@ class Reader:
             spot = self._spots[call, place] = _Spot(call.site, lane)
         return spot
 
-    def _moments(self, site: Site, inputs: list[Seen] | None, outputs: list[Seen]) -> GroupMoments | None:
+    def _moments(self, site: Site, inputs: Seen, output: Tensor) -> GroupMoments | None:
         """What is known of a norm layer's input without a pass over it, or by one where the running gap needs it."""
-        if not inputs or not outputs or why_unreadable(inputs[0].tensor):
+        if why_unreadable(inputs.tensor):
             return None
-        if inputs[0].buffers is not None:  # shown by a compiled graph, where autograd keeps nothing
-            return computed_moments(site, inputs[0].tensor)
-        moments = saved_moments(site, inputs[0].tensor, outputs[0].tensor)
+        if inputs.buffers is not None:  # shown by a compiled graph, where autograd keeps nothing
+            return computed_moments(site, inputs.tensor)
+        moments = saved_moments(site, inputs.tensor, output)
         if moments is None and self._gaps and site.family == "batch_norm":
-            moments = batch_moments(site, inputs[0].tensor)
+            moments = batch_moments(site, inputs.tensor)
         return moments
 
 
@@ -194,24 +206,46 @@ class _Spot:
 
     Attributes:
         site, lane: of the layer.
-        shape, dtype: of the last tensor.
+        shape, dtype, device, stride: of the last tensor.
         axis: the channel axis that the layer itself suggests for such a tensor.
+        layout, laid_out_by: the sampler's name for such a tensor's layout, and the channel axis that it was told.
         gradient: of an output, the place of its gradient.
-        given: of a gradient, shape and channel axis of the output that it belongs to.
-        of_gradient: whether tensors here are gradients.
+        given_shape, given_axis: of a gradient, shape and channel axis of the output that it belongs to.
     """
 
-    __slots__ = ("axis", "dtype", "given", "gradient", "lane", "of_gradient", "shape", "site")
+    __slots__ = (
+        "axis",
+        "device",
+        "dtype",
+        "given_axis",
+        "given_shape",
+        "gradient",
+        "laid_out_by",
+        "lane",
+        "layout",
+        "shape",
+        "site",
+        "stride",
+    )
 
     def __init__(self, site: Site, lane: Lane) -> None:
         self.site, self.lane = site, lane
         self.axis: int | None = None
         self.gradient: _Spot | None = None
-        self.given: tuple[torch.Size, int | None] | None = None
-        self.of_gradient = lane.place.startswith("grad")
+        self.given_shape: torch.Size | None = None
+        self.given_axis: int | None = None
         self.shape: torch.Size | None = None
         self.dtype: torch.dtype | None = None
+        self.device: torch.device | None = None
+        self.stride: tuple[int, ...] | None = None
+        self.layout = -1
+        self.laid_out_by: int | None = None
 
     def remember(self, tensor: Tensor) -> None:
         """What this tensor is like."""
-        self.shape, self.dtype, self.axis = tensor.shape, tensor.dtype, self.site.channel_axis(tensor)
+        self.shape, self.dtype, self.device, self.stride = tensor.shape, tensor.dtype, tensor.device, None
+        self.axis = self.site.channel_axis(tensor)
+
+    def lay_out(self, tensor: Tensor, axis: int | None, sampler: Sampler) -> None:
+        """How it lies in memory."""
+        self.stride, self.laid_out_by, self.layout = tensor.stride(), axis, sampler.layout(tensor, axis)

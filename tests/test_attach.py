@@ -861,3 +861,15 @@ def test_a_traced_forward_is_no_step():
         model(x)
         assert probe.now == 1
     assert list(probe.run.steps) == [0, 1]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("statistic", [s.Quantiles(places=("input",)), s.Moments(places=("input",)), s.Saturation()])
+def test_a_statistic_of_inputs_alone_reads_what_a_layer_before_has_shown(statistic):
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Sigmoid())
+    with bnprobe.attach(model, statistic) as probe:
+        model(torch.randn(9, 8))
+    found = probe.run.frame()
+    assert "2" in set(found.layer)
+    assert set(found.place) == {"input"}
+    assert found.value.notna().all()

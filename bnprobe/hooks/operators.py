@@ -113,7 +113,7 @@ def _tell(place: Place, tell: Callable[..., None], *shown: Any) -> None:
     if site is None or not taps._awake():
         return
     try:
-        with torch.no_grad(), _undisturbed():
-            tell(place, site, *shown)
+        with torch.no_grad():
+            _undisturbed(tell, place, site, *shown)
     except Exception as error:
         taps._listener.failed(site, error)

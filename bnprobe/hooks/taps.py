@@ -11,7 +11,6 @@ random stream and never waits for the device.
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -183,8 +182,7 @@ class Taps:
             return
         if self._awake() and not _recomputing():
             try:
-                with _undisturbed():
-                    self._prepare(site, args)
+                _undisturbed(self._prepare, site, args)
             except Exception as error:
                 self._listener.failed(site, error)
 
@@ -236,8 +234,7 @@ class Taps:
         site = self._sites.get(id(module))
         if site is not None and self._awake():
             try:
-                with _undisturbed():
-                    self._tell(site, args, kwargs, output)
+                _undisturbed(self._tell, site, args, kwargs, output)
             except Exception as error:  # somebody's training is worth more than a measurement
                 self._listener.failed(site, error)
         if module is self._root and not _recomputing():
@@ -248,28 +245,31 @@ class Taps:
         self.flow.settle()
 
     def _tell(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        outputs = self._show_one("output", output) if type(output) is Tensor else self._show("output", (("", output),))
+        plain = type(output) is Tensor
+        outputs = [Seen("output", output, self._known.find(output))] if plain else self._show("output", (("", output),))
         if _recomputing():  # under activation checkpointing the first pass has been told already
             if torch.is_grad_enabled():
                 self._wait_for_gradients(self._recomputed(site), outputs)
             return
         call = self._call(site, self._count(site))
-        if not torch.is_grad_enabled():
+        graded = torch.is_grad_enabled()
+        if not graded:
             self._hidden.setdefault(site, []).append(call.index)
-        read_before, nodes = self._before_change.pop(site, (None, None))
-        inputs, versions = None, self._versions.pop(site, None)
+        read_before, nodes = self._before_change.pop(site, (None, None)) if self._before_change else (None, None)
+        inputs, versions = None, self._versions.pop(site, None) if self._versions else None
         if nodes is None and versions is not None and versions != _versions(args):
             nodes = []  # the layer wrote into its input, and what was there is gone
         if nodes is None:
             if len(args) == 1 and not kwargs and type(args[0]) is Tensor:
-                inputs = self._show_one("input", args[0])
+                inputs = [Seen("input", args[0], self._known.find(args[0]))]
             else:
                 inputs = self._show("input", (*enumerate(args), *kwargs.items()))
-        if self._inside and not self.flow.settled:
+        if not self.flow.settled and self._inside:
             nodes = [one.tensor.grad_fn for one in inputs] if inputs is not None else nodes or []
             self.flow.saw(site.name, nodes, [one.tensor.grad_fn for one in outputs])
         self._listener.called(call, inputs, outputs, read_before)
-        self._wait_for_gradients(call, outputs)
+        if graded:
+            self._wait_for_gradients(call, outputs)
 
     def _call(self, site: Site, index: int) -> Call:
         key = (site, index, self._training if self._inside else self._root.training)
@@ -303,14 +303,11 @@ class Taps:
         find = self._known.find
         return [Seen(f"{place}.{path}" if i else place, tensor, find(tensor)) for i, (path, tensor) in enumerate(found)]
 
-    def _show_one(self, place: str, tensor: Tensor) -> list[Seen]:
-        return [Seen(place, tensor, self._known.find(tensor))]
-
     def _wait_for_gradients(self, call: Call | Callable[[], Call], outputs: list[Seen]) -> None:
         for one in outputs:
-            if not one.tensor.requires_grad or not torch.is_grad_enabled():
+            if not one.tensor.requires_grad:
                 continue
-            read = self._readers.get((call, one.place)) if isinstance(call, Call) else None
+            read = self._readers.get((call, one.place)) if type(call) is Call else None
             if read is None:
                 read = self._gradient_reader(call, "grad_" + one.place)
                 if isinstance(call, Call):
@@ -327,8 +324,7 @@ class Taps:
             if not listener.listening():
                 return
             try:
-                with _undisturbed():
-                    listener.graded(call, place, gradient)
+                _undisturbed(listener.graded, call, place, gradient)
             except Exception as error:
                 listener.failed(call.site, error)
 
@@ -382,14 +378,16 @@ def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return kwargs.get("closure") is not None or (len(args) > 1 and callable(args[1]))
 
 
-_NOTHING = nullcontext()
-
-
-def _undisturbed() -> AbstractContextManager[Any]:
-    """Keeps what we do out of sight of a user's dispatch modes (selective checkpointing, counters) and transforms."""
+def _undisturbed(tell: Callable[..., None], *shown: Any) -> None:
+    """Tell out of sight of a user's dispatch modes (selective checkpointing, counters) and transforms."""
     if torch._C._len_torch_dispatch_stack():
-        return _disable_current_modes()
-    return temporarily_clear_interpreter_stack() if peek_interpreter_stack() is not None else _NOTHING
+        with _disable_current_modes():
+            tell(*shown)
+    elif peek_interpreter_stack() is not None:
+        with temporarily_clear_interpreter_stack():
+            tell(*shown)
+    else:
+        tell(*shown)
 
 
 def _recomputing() -> bool:

@@ -87,14 +87,16 @@ class Observation:
     @property
     def sample(self) -> Sample:
         """A random sample of the values, drawn once for all statistics; the whole of a small tensor."""
-        if self.same_as is not None:
-            return self.same_as.sample
-        if self.drawn is None:
-            drawn = self.sampler.sample(self._tensor(), self.axis)
-            if self.scaling is not None:
-                drawn = Sample(self.scaling.undo(drawn.values), drawn.of, drawn.seed)
-            self.drawn = drawn
-        return self.drawn
+        owner = self.owner
+        return owner.draw() if owner.drawn is None else owner.drawn
+
+    def draw(self, layout: int | None = None) -> Sample:
+        """Draw the sample; ``layout`` is the sampler's name for how the tensor lies in memory, where it is known."""
+        drawn = self.sampler.sample(self._tensor(), self.axis, layout)
+        if self.scaling is not None:
+            drawn = Sample(self.scaling.undo(drawn.values), drawn.of, drawn.seed)
+        self.drawn = drawn
+        return drawn
 
     @property
     def values(self) -> Tensor:

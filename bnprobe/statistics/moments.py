@@ -13,7 +13,7 @@ from bnprobe.hooks.sites import Site
 from bnprobe.records import COMPUTED, SAMPLED, SOURCES, Measured
 from bnprobe.statistics.base import Observation, Statistic
 from bnprobe.statistics.power_sums import PowerSums, merge_power_sums, power_sums
-from bnprobe.statistics.sample import Grouping, Sample, merge_samples, stacked
+from bnprobe.statistics.sample import Sample, merge_samples, stacked
 
 __all__ = ["Moments"]
 
@@ -188,14 +188,11 @@ def _layer_moments(
     samples: Sequence[Sample],
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
     """Layer values and their errors, ``[R]`` each."""
-    values = {name: np.full(len(samples), np.nan) for name in _NAMES}
-    errors = {name: np.full(len(samples), np.nan) for name in _NAMES}
+    raw = np.empty((len(_RAW), len(samples)))
     for rows, matrix in stacked(samples):
         whole = samples[rows[0]].complete
-        value, error = sample_moments(matrix.astype(np.float64, copy=False) if whole else matrix)
-        for name in _NAMES:
-            values[name][rows], errors[name][rows] = value[name], error[name]
-    return values, errors
+        raw[:, rows] = _raw_moments(matrix.astype(np.float64, copy=False) if whole else matrix)
+    return _value_and_error(raw)
 
 
 def sample_moments(matrix: NDArray[Any]) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
@@ -208,6 +205,15 @@ def sample_moments(matrix: NDArray[Any]) -> tuple[dict[str, NDArray[np.float64]]
     Deviations from the mean and their powers are taken in the matrix' own precision: in float32 their rounding
     (relatively 1e-6) is far below a sample's error; give float64 where the rows are whole populations.
     """
+    return _value_and_error(_raw_moments(matrix))
+
+
+# What one pass over a row leaves: ``scale`` divides the deviations whose central moments m1 to m8 are.
+_RAW = ("length", "n", "mean", "scale", "resolution", "min", "max", "zeros", *(f"m{k}" for k in range(1, 9)))
+
+
+def _raw_moments(matrix: NDArray[Any]) -> NDArray[np.float64]:
+    """``[16, R]`` what is to be known of each row of ``[R, n]``, as :data:`_RAW` lists it."""
     length = matrix.shape[1]
     with np.errstate(all="ignore"):
         total = matrix.sum(1, dtype=np.float64)
@@ -229,20 +235,29 @@ def sample_moments(matrix: NDArray[Any]) -> tuple[dict[str, NDArray[np.float64]]
         scale = np.maximum(largest - mean, mean - smallest)  # keeps the eighth power in range
         scale = np.where(scale > 0, scale, 1.0)
         d /= scale[:, None].astype(x.dtype)
-        m = _central(d, n)
         # Deviations that are rounding of the mean are no spread: a constant row has no shape.
-        resolution = 1e-15 if matrix.dtype == np.float64 else 1e-6
-        m2 = m[2]
+        resolution = np.full_like(n, 1e-15 if matrix.dtype == np.float64 else 1e-6)
+        zeros = (matrix == 0).sum(1)
+        ends = (mean, scale, resolution, smallest, largest, zeros)
+        return np.array([np.full_like(n, length), n, *ends, *_central(d, n)])
+
+
+def _value_and_error(
+    raw: NDArray[np.float64],
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
+    """Moments of R rows and their errors, from what passes over the rows have left."""
+    length, n, mean, scale, resolution, smallest, largest, zero, m1, m2, *higher = raw
+    with np.errstate(all="ignore"):
         spread = np.where(np.sqrt(m2) * scale > resolution * np.abs(mean), m2, np.nan)
         one = np.ones_like(m2)
-        z = [one, 0 * one, one, *(m[k] / spread ** (k / 2) for k in range(3, 9))]
+        z = [one, 0 * one, one, *(m / spread ** (k / 2) for k, m in enumerate(higher, start=3))]
         g, b = z[3], z[4]
         root = np.sqrt(n)
-        zeros = (matrix == 0).sum(1) / n
+        zeros = zero / n
         nonfinite = 1 - n / length
         unseen = 1 - _UNSEEN ** (1 / n)
         value = {
-            "mean": mean + scale * m[1],
+            "mean": mean + scale * m1,
             "variance": m2 * scale * scale,
             "skewness": g,
             "excess_kurtosis": b - 3,
@@ -259,7 +274,7 @@ def sample_moments(matrix: NDArray[Any]) -> tuple[dict[str, NDArray[np.float64]]
             "min": unseen,
             "max": unseen,
             "zeros": _share_error(zeros, n),
-            "nonfinite": _share_error(nonfinite, np.full_like(n, length)),
+            "nonfinite": _share_error(nonfinite, length),
         }
     nothing = n == 0
     if nothing.any():
@@ -268,16 +283,13 @@ def sample_moments(matrix: NDArray[Any]) -> tuple[dict[str, NDArray[np.float64]]
 
 
 def _central(d: NDArray[Any], n: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """Moments 0 to 8 about the mean of rows ``d`` that are centred up to rounding."""
+    """Moments 1 to 8 about the mean of rows ``d`` that are centred up to rounding."""
     d2 = d * d
     d3, d4 = d2 * d, d2 * d2
-    factors = {1: (d, None), 2: (d, d), 3: (d2, d), 4: (d2, d2), 5: (d3, d2), 6: (d3, d3), 7: (d4, d3), 8: (d4, d4)}
-    raw = [np.ones_like(n)]
-    for a, b in factors.values():
-        product = a.sum(1, dtype=np.float64) if b is None else np.einsum("ij,ij->i", a, b)
-        raw.append(product.astype(np.float64) / n)
-    raw[2] = raw[2] - raw[1] ** 2  # the mean's own rounding
-    return raw
+    pairs = ((d, d), (d2, d), (d2, d2), (d3, d2), (d3, d3), (d4, d3), (d4, d4))
+    first = d.sum(1, dtype=np.float64) / n
+    second, *higher = (np.einsum("ij,ij->i", a, b).astype(np.float64) / n for a, b in pairs)
+    return [first, second - first**2, *higher]  # the mean's own rounding
 
 
 def _sd(polynomial: Sequence[Any], z: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -303,62 +315,78 @@ def _channel_moments(samples: Sequence[Sample]) -> dict[str, _Channels]:
     None for a sample with fewer than eight values a channel on average.
     """
     result: dict[str, _Channels] = {name: ([None] * len(samples), [None] * len(samples)) for name in _SAVED}
-    groups: dict[int, list[int]] = {}
-    for row, sample in enumerate(samples):
-        if sample.channel is not None and (sample.complete or len(sample.taken) >= _LOOKS * sample.channels):
-            groups.setdefault(id(sample.of), []).append(row)
-    for members in groups.values():
-        first = samples[members[0]]
-        for rows, matrix in stacked([samples[row] for row in members]):
-            found = _by_channel(matrix, first.of.grouping, first.channels, first.complete)
-            for name, (value, error) in found.items():
-                for row, one, its_error in zip(rows, value, error, strict=True):
-                    result[name][0][members[row]] = one
-                    if not first.complete:
-                        result[name][1][members[row]] = its_error
+    known = [
+        row
+        for row, one in enumerate(samples)
+        if one.of.channel is not None and (one.complete or len(one.taken) >= _LOOKS * one.of.channels)
+    ]
+    for rows, matrix in stacked([samples[row] for row in known]):
+        some = [samples[known[row]] for row in rows]
+        for name, (value, error) in _by_channel(matrix, some).items():
+            for row, one, its_value, its_error in zip(rows, some, value, error, strict=True):
+                result[name][0][known[row]] = its_value
+                if not one.complete:
+                    result[name][1][known[row]] = its_error
     return result
 
 
-_Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
+_PerRow = list[NDArray[np.float64]]
 
 
-def _by_channel(matrix: NDArray[Any], grouping: Grouping, channels: int, complete: bool) -> dict[str, _Pair]:
-    """``[R, C]`` mean and variance of ``[R, n]`` values by channel with errors, non-finite values left out.
+def _by_channel(matrix: NDArray[Any], samples: Sequence[Sample]) -> dict[str, tuple[_PerRow, _PerRow]]:
+    """Mean and variance of R samples by channel with errors, ``[C]`` each, non-finite values left out.
 
-    Of a sample the variance is an estimate of the channel's, so divided by n - 1; NaN where too few values were seen.
+    ``matrix`` ``[R, n]`` holds the values. All rows are reduced in one go, as one long row in which each row's channels
+    lie one after the other. Of a sample the variance is an estimate of the channel's, so divided by n - 1; NaN where
+    too few values were seen.
     """
-    values = matrix.astype(np.float64)[:, grouping.order]
-    whose = np.repeat(np.arange(len(grouping.starts)), grouping.sizes)
+    length, complete = matrix.shape[1], samples[0].complete
+    groupings = [one.of.grouping for one in samples]
+    order = np.concatenate([one.order + i * length for i, one in enumerate(groupings)])
+    starts = np.concatenate([one.starts + i * length for i, one in enumerate(groupings)])
+    sizes = np.concatenate([one.sizes for one in groupings])
+    values = matrix.reshape(-1).take(order)
+    if complete:
+        values = values.astype(np.float64, copy=False)
 
-    def total(of: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.add.reduceat(of, grouping.starts, axis=1)
+    def total(of: NDArray[Any]) -> NDArray[np.float64]:
+        return np.add.reduceat(of, starts, dtype=np.float64)
 
     with np.errstate(all="ignore"):
-        count: NDArray[np.float64] = grouping.sizes.astype(np.float64)[None]
-        finite = None
-        if not np.isfinite(values.sum()):
+        count: NDArray[np.float64] = sizes.astype(np.float64)
+        sums, finite = total(values), None
+        if not np.isfinite(sums).all():
             finite = np.isfinite(values)
-            values, count = np.where(finite, values, 0.0), total(finite.astype(np.float64))
-        mean = total(values) / count
-        square = (values - np.nan_to_num(mean)[:, whose]) ** 2
+            values, count = np.where(finite, values, 0), total(finite)
+            sums = total(values)
+        mean = sums / count
+        square = values - np.repeat(np.nan_to_num(mean).astype(values.dtype), sizes)
+        square *= square
         if finite is not None:
             square *= finite
         variance = total(square) / count
-        fourth = total(square * square) / count
+        square *= square
+        fourth = total(square) / count
         mean_error = np.sqrt(variance / count)
         variance_error = np.sqrt(np.maximum(fourth - variance * variance, 0) / count)
         if not complete:
             known = np.where(count >= _LOOKS, 1.0, np.nan)
             mean, variance = mean * known, variance * known * count / (count - 1)
-    return {
-        name: (_scatter(value, grouping, channels), _scatter(error, grouping, channels))
-        for name, value, error in (("mean", mean, mean_error), ("variance", variance, variance_error))
-    }
+    results = (mean, mean_error, variance, variance_error)
+    cut = [_rows(one, samples) for one in results]
+    return {"mean": (cut[0], cut[1]), "variance": (cut[2], cut[3])}
 
 
-def _scatter(values: NDArray[np.float64], grouping: Grouping, channels: int) -> NDArray[np.float64]:
-    if len(grouping.present) == channels:
-        return values
-    whole = np.full((len(values), channels), np.nan)
-    whole[:, grouping.present] = values
-    return whole
+def _rows(values: NDArray[np.float64], samples: Sequence[Sample]) -> _PerRow:
+    """The channels' values of each sample, with NaN for channels of which there is no value."""
+    rows, first = [], 0
+    for one in samples:
+        present = one.of.grouping.present
+        its = values[first : first + len(present)]
+        if len(present) < one.of.channels:
+            whole = np.full(one.of.channels, np.nan)
+            whole[present] = its
+            its = whole
+        rows.append(its)
+        first += len(present)
+    return rows

@@ -7,6 +7,7 @@ union of the two populations, whatever the order of merging (Cohen & Kaplan 2007
 sketches"). Keys are made only when samples are merged.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ Taken = Tensor | NDArray[Any]
 
 _CACHED_VALUES = 2**16
 _POOL = 16
+_LAYOUTS = 4096
 _NUMPY = {torch.float16, torch.float32, torch.float64}
 
 
@@ -193,7 +195,9 @@ class Sampler:
         self.size = size
         self._generator = torch.Generator("cpu").manual_seed(seed)
         self._seed = seed
-        self._plans: list[dict[tuple[object, ...], Plan]] = [{} for _ in range(_POOL)]
+        self._layouts: dict[tuple[object, ...], int] = {}
+        self._names = itertools.count()
+        self._plans: list[dict[int, Plan]] = [{} for _ in range(_POOL)]
         self._drawn = self._turn = self._oldest = 0
         self._now = self._plans[0]
 
@@ -207,12 +211,25 @@ class Sampler:
         self._plans[self._oldest].clear()
         self._oldest = (self._oldest + 1) % _POOL
 
-    def sample(self, tensor: Tensor, axis: int | None) -> Sample:
-        """A sample of ``tensor``; the whole of it where it has at most twice ``size`` values."""
+    def layout(self, tensor: Tensor, axis: int | None) -> int:
+        """A name for how a tensor lies in memory and where its channels are; never given to another layout."""
         key = (tensor.shape, tensor.stride(), axis, tensor.dtype, tensor.device)
-        plan = self._now.get(key)
+        name = self._layouts.get(key)
+        if name is None:
+            if len(self._layouts) >= _LAYOUTS:  # lengths that vary for ever
+                self._layouts.clear()
+            name = self._layouts[key] = next(self._names)
+        return name
+
+    def sample(self, tensor: Tensor, axis: int | None, layout: int | None = None) -> Sample:
+        """A sample of ``tensor``; the whole of it where it has at most twice ``size`` values.
+
+        ``layout`` is what :meth:`layout` said of a tensor like this one; asked again where it is not given.
+        """
+        name = self.layout(tensor, axis) if layout is None else layout
+        plan = self._now.get(name)
         if plan is None:
-            plan = self._now[key] = self._draw(tensor, axis)
+            plan = self._now[name] = self._draw(tensor, axis)
         self._drawn += 1
         return Sample(plan.take(tensor), plan, (self._seed, self._drawn))
 

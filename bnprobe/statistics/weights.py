@@ -60,6 +60,9 @@ class WeightNorms:
         """
         layers = self._present()
         weights = [weight for some in layers for weight in some]
+        if len(weights) == len(layers) and all(type(weight) is nn.Parameter for weight in weights):
+            yield from self._read_single(weights, scale)  # the common case, in fewer steps
+            return
         yield "norm", *_joined(self._names, layers, _norms([_local(weight) for weight in weights]))
         complete = [
             (name, [weight.grad for weight in some])
@@ -71,6 +74,19 @@ class WeightNorms:
         if scale is not None:
             norms = (norm / scale for norm in norms)
         yield "grad_norm", *_joined([name for name, _ in complete], graded, norms)
+
+    def _read_single(
+        self, weights: Sequence[Tensor], scale: Tensor | None
+    ) -> Iterator[tuple[str, Sequence[str], list[Tensor | ShardedNorm]]]:
+        """Of layers with one plain weight each."""
+        yield "norm", self._names, list(_norms(weights))
+        gradients = [weight.grad for weight in weights]
+        there = [gradient for gradient in gradients if gradient is not None]
+        names = self._names
+        if len(there) < len(gradients):
+            names = tuple(name for name, one in zip(names, gradients, strict=True) if one is not None)
+        norms = _norms(there)
+        yield "grad_norm", names, list(norms) if scale is None else [norm / scale for norm in norms]
 
     def _present(self) -> list[list[Tensor]]:
         """The weights as they are now: which attributes hold them is looked up again when a layer's change."""
@@ -151,7 +167,8 @@ def _local(tensor: Tensor) -> Tensor:
     return local.detach()
 
 
-def _norms(tensors: list[Tensor]) -> Iterator[Tensor]:
+@torch.no_grad()
+def _norms(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
     dense = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, tensor in enumerate(dense):
