@@ -1,5 +1,6 @@
 """The singular values of every layer, as a table."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from bnprobe.measures.jacobian.measure import Count, Method, Per, Wanted, measur
 from bnprobe.measures.jacobian.spectrum import Spectrum
 from bnprobe.measures.untouched import Origin, RandomStreams, untouched
 
-__all__ = ["COLUMNS", "spectra"]
+__all__ = ["COLUMNS", "measure_layers", "spectra"]
 
 COLUMNS = (
     "layer", "kind", "samples", "outputs", "inputs", "coupled", "method", "max", "min", "mean_square",
@@ -75,27 +76,40 @@ def spectra(
         bar = tqdm(sites, desc="spectra", unit="layer", disable=None if progress is None else not progress)
         for site in bar:
             bar.set_postfix_str(site.name)
-            rows.append(_row(site, calls.pop(site.name, None), origin, wanted))
+            rows.append(_row(site, _measured(site, calls.pop(site.name, None), origin, wanted)))
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(dict.fromkeys(("samples", "outputs", "inputs"), "Int64"))
 
 
-def _calls(root: nn.Module, x: Any, sites: list[Site]) -> dict[str, Captured]:
+def measure_layers(root: nn.Module, x: Any, sites: Sequence[Site], wanted: Wanted) -> dict[str, Spectrum | str]:
+    """Each layer's spectrum, or why there is none, by name; ``root`` has no wrappers."""
+    with untouched(root) as origin:
+        calls = _calls(root, x, sites)
+        origin.rewind()
+        return {site.name: _measured(site, calls.pop(site.name, None), origin, wanted) for site in sites}
+
+
+def _calls(root: nn.Module, x: Any, sites: Sequence[Site]) -> dict[str, Captured]:
     reachable = {site.name: site.module for site in sites if not isinstance(site.module, torch.jit.ScriptModule)}
     return capture(root, x, reachable, RandomStreams)
 
 
-def _row(site: Site, call: Captured | None, origin: Origin, wanted: Wanted) -> dict[str, Any]:
-    about = {"layer": site.name, "kind": site.describe().kind}
+def _measured(site: Site, call: Captured | None, origin: Origin, wanted: Wanted) -> Spectrum | str:
+    """A layer's spectrum, or why there is none."""
     if isinstance(site.module, torch.jit.ScriptModule):
-        return {**about, "why": "not measured: a scripted module runs outside of Python"}
+        return "not measured: a scripted module runs outside of Python"
     if call is None:
-        return {**about, "why": "not measured: it is not called in this forward"}
+        return "not measured: it is not called in this forward"
     try:
-        return {**about, **_numbers(measure_segment(of_call(site.module, call, site.name), origin, wanted)), "why": ""}
+        return measure_segment(of_call(site.module, call, site.name), origin, wanted)
     except BnprobeError as error:
-        return {**about, "why": f"not measured: {error}"}
+        return f"not measured: {error}"
     except RuntimeError as error:  # torch's own: one layer that cannot be differentiated does not hide the others
-        return {**about, "why": f"not measured: {type(error).__name__}: {str(error).splitlines()[0]}"}
+        return f"not measured: {type(error).__name__}: {str(error).splitlines()[0]}"
+
+
+def _row(site: Site, found: Spectrum | str) -> dict[str, Any]:
+    about = {"layer": site.name, "kind": site.describe().kind}
+    return {**about, "why": found} if isinstance(found, str) else {**about, **_numbers(found), "why": ""}
 
 
 def _numbers(found: Spectrum) -> dict[str, Any]:
