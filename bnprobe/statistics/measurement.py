@@ -51,7 +51,7 @@ class Readings:
 
 
 class Measurement(ABC):
-    """Something that runs passes of its own, at the end of some steps; a frozen dataclass whose fields are its settings.
+    """Something that runs passes of its own at the end of some steps; a frozen dataclass whose fields are its settings.
 
     A :class:`bnprobe.statistics.Statistic` reads the tensors of the training's own passes; a measurement makes its own,
     and so must put back what it touches (:func:`bnprobe.measures.untouched.untouched`). It is called once a step that
