@@ -56,7 +56,7 @@ class Reference:
             return None
         product = _host(matrix)
         error = _norm((product - _host(write(self._operator))).mT)
-        trusted = self._eps > _COARSE or bool((error <= _SAME * _norm(product.mT)).all())
+        trusted = self._eps > _COARSE or bool((error <= _SAME * torch.linalg.vector_norm(product, dim=(1, 2))).all())
         return error * self._ratio if trusted else None
 
     def rounding(self, operator: Operator, chosen: slice = slice(None)) -> Tensor:
@@ -168,7 +168,7 @@ def _host(block: Tensor) -> Tensor:
 
 def _norm(block: Tensor) -> Tensor:
     """2-norms of thin matrices ``[N, size, q]``, from their Gram matrices: quicker than as many SVDs."""
-    scale = block.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    unit = block / scale
+    scale = torch.linalg.vector_norm(block, dim=(1, 2), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    unit = block / scale  # whose squares do not underflow
     largest: Tensor = torch.linalg.eigvalsh(unit.mT @ unit)[:, -1]
     return largest.clamp_min(0).sqrt() * scale[:, 0, 0]
