@@ -95,8 +95,8 @@ class SegmentOperator:
         self.split(True)
         generator = torch.Generator().manual_seed(0)
         u = torch.randn(1, self.batch, self.shape[0], generator=generator).to(self.device, self.dtype)
-        elsewhere = self.rows(u * halves[:, :, None]) * ~halves[:, :, None]
-        return bool((elsewhere != 0).any())
+        reached = (self.rows(u * halves[:, :, None]) != 0).any(-1)
+        return bool((reached & ~halves).any())
 
     def rmatmat(self, u: Tensor) -> Tensor:
         """``J^T u``: ``[N, m, b]`` to ``[N, n, b]``."""
