@@ -195,4 +195,4 @@ def _mean(function: Callable[[float], Any]) -> float:
     def weighted(z: float) -> float:
         return float(function(z)) * math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
 
-    return sum(quad(weighted, *ends, limit=200)[0] for ends in ((-12.0, 0.0), (0.0, 12.0)))
+    return float(sum(quad(weighted, *ends, limit=200)[0] for ends in ((-12.0, 0.0), (0.0, 12.0))))
