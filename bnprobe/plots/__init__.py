@@ -12,4 +12,14 @@ from bnprobe.plots.running_gap import running_gap
 from bnprobe.plots.saturation import saturation
 from bnprobe.plots.spectra import sorted_spectra, spectrum_over_training, spectrum_ridgeline
 
-__all__ = ["before_after", "drift_map", "moments_over_depth", "percentiles", "running_gap", "saturation", "sorted_spectra", "spectrum_over_training", "spectrum_ridgeline"]
+__all__ = [
+    "before_after",
+    "drift_map",
+    "moments_over_depth",
+    "percentiles",
+    "running_gap",
+    "saturation",
+    "sorted_spectra",
+    "spectrum_over_training",
+    "spectrum_ridgeline",
+]

@@ -20,7 +20,6 @@ _BINS = 80
 _SMOOTHINGS = 2  # each by 1, 2, 1
 _OVERLAP = 1.5  # height of a ridge in units of their distance
 _DECADES = 5.0  # an axis goes no further down: what is less than that of the largest value is as good as zero
-_ZERO = 1e-12  # of the largest value: rounding of double precision
 _POINTS = 400
 _LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -39,8 +38,8 @@ class Law(Protocol):
 def spectrum_ridgeline(spectra: Mapping[str, ArrayLike], ax: Axes | None = None) -> Axes:
     """Draws the histogram of each layer's singular values over their logarithm, layers from top to bottom.
 
-    Ridges are scaled to the same height. Values that are zero (below 1e-12 of the layer's largest) have no place on the
-    axis; their share is written at the right. A line marks 1, where signals keep their length.
+    Ridges are scaled to the same height. The axis goes five decades down at most; the share of a layer's values that
+    are below it, zeros among them, is written at the right. A line marks 1, where signals keep their length.
 
     Args:
         spectra: all singular values of each layer, by name, in the order of depth.
@@ -50,23 +49,17 @@ def spectrum_ridgeline(spectra: Mapping[str, ArrayLike], ax: Axes | None = None)
         ArgumentError: no layer, a layer without values, or values that are negative or not finite.
     """
     layers = _checked(spectra, "layer")
-    positive = [values[values > _ZERO * values.max()] for values in layers.values()]
-    everything = np.concatenate(positive)
-    high = float(np.log10(everything.max())) if everything.size else 0.0
-    low = max(float(np.log10(everything.min())), high - _DECADES) if everything.size else -1.0
-    margin = 0.04 * (high - low) + 0.05
-    edges = np.linspace(min(low, 0) - margin if low > -_DECADES else low - margin, max(high, 0) + margin, _BINS + 1)
+    edges = _log_bins(np.concatenate(list(layers.values())))
     with style.canvas(ax, 5.6, max(2.6, 1.1 + 0.34 * len(layers))) as ax:
         ax.axvline(1.0, color=style.ink(ax), linewidth=0.8, linestyle=":", zorder=1)
         colors = colormaps[style.MAP](np.linspace(0.3, 0.85, len(layers)))
         middles = 10 ** ((edges[1:] + edges[:-1]) / 2)
-        for index, values in enumerate(positive):
-            height = _smooth_histogram(np.log10(values), edges)
+        for index, values in enumerate(layers.values()):
+            height, below = _smooth_histogram(values, edges)
             ridge = index - _OVERLAP * height / max(float(height.max()), 1e-300)
             ax.fill_between(middles, index, ridge, color=colors[index], alpha=0.85, linewidth=0, zorder=2 + index)
             ax.plot(middles, ridge, color=style.PAPER, linewidth=0.9, zorder=2 + index)
-            _note_zeros(ax, index, 1 - len(values) / len(list(layers.values())[index]))
-        _log_axis(ax.xaxis)
+            _note_below(ax, index, below)
         ax.set_xscale("log")
         _log_axis(ax.xaxis)
         ax.set_xlim(10 ** edges[0], 10 ** edges[-1])
@@ -111,11 +104,11 @@ def sorted_spectra(
         for law, dashes in zip((laws or {}).values(), ("--", ":", "-.") * 9, strict=False):
             at = np.linspace(*law.support, _POINTS)
             drawn += ax.plot(1 - law.cumulative(at), at, color=ink, linewidth=1.2, linestyle=dashes, zorder=4)
-        if logarithmic:
+        everything = np.concatenate(list(shown.values()))
+        top = float(everything.max())
+        if logarithmic and top > 0:
             ax.set_yscale("log")
-            top = max(float(values.max()) for values in shown.values())
-            bottom = min((float(v[v > 0].min()) for v in shown.values() if (v > 0).any()), default=top)
-            ax.set_ylim(max(bottom, top * 10**-_DECADES) / 1.3 or None, 1.3 * top or None)
+            ax.set_ylim(max(float(everything[everything > 0].min()), top * 10**-_DECADES) / 1.3, 1.3 * top)
             _log_axis(ax.yaxis)
         else:
             ax.set_ylim(bottom=0)
@@ -152,7 +145,9 @@ def spectrum_over_training(spectra: Mapping[int, ArrayLike], ax: Axes | None = N
         low, quarter, middle, three, high = np.clip(quantiles, floor, None).T
         light = ax.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
         dark = ax.fill_between(steps, quarter, three, color=color, alpha=0.4, linewidth=0)
-        (line,) = ax.plot(steps, middle, color=color, linewidth=1.8, marker="o" if len(steps) <= 12 else "", markersize=4)
+        (line,) = ax.plot(
+            steps, middle, color=color, linewidth=1.8, marker="o" if len(steps) <= 12 else "", markersize=4
+        )
         if top > 0:
             ax.set_yscale("log")
             ax.set_ylim(max(floor, float(quantiles.min())) / 1.3, 1.3 * top)
@@ -174,17 +169,27 @@ def _checked(spectra: Mapping[Any, ArrayLike], what: str) -> dict[Any, _Array]:
     return found
 
 
-def _smooth_histogram(logarithms: _Array, edges: _Array) -> _Array:
-    height = np.histogram(np.clip(logarithms, edges[0], None), edges)[0].astype(np.float64)
+def _log_bins(values: _Array) -> _Array:
+    """Edges in decimal logarithms, around all values that are not too small, and 1."""
+    top = float(values.max()) or 1.0
+    low, high = (float(np.log10(one)) for one in (values[values > top * 10**-_DECADES].min(initial=top), top))
+    margin = 0.04 * (high - low) + 0.05
+    return np.linspace(min(low, max(0, high - _DECADES)) - margin, max(high, 0) + margin, _BINS + 1)
+
+
+def _smooth_histogram(values: _Array, edges: _Array) -> tuple[_Array, float]:
+    """Counts of logarithms, and the share of values that are below all bins."""
+    seen = values >= 10 ** edges[0]
+    height = np.histogram(np.log10(values[seen]), edges)[0].astype(np.float64)
     for _ in range(_SMOOTHINGS):
         padded = np.pad(height, 1)
         height = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
-    return height
+    return height, 1 - float(seen.mean())
 
 
-def _note_zeros(ax: Axes, row: int, share: float) -> None:
+def _note_below(ax: Axes, row: int, share: float) -> None:
     if share > 0:
-        text = f"{100 * share:.2g} % zero" if share < 0.995 or share == 1 else "> 99 % zero"
+        text = f"{style.number(100 * share)} % below"
         ax.annotate(
             text,
             (1.0, row),
@@ -200,4 +205,5 @@ def _note_zeros(ax: Axes, row: int, share: float) -> None:
 def _log_axis(axis: Any) -> None:
     axis.set_major_locator(LogLocator(10, numticks=7))
     axis.set_minor_formatter(NullFormatter())
+    axis.set_tick_params(which="minor", length=2, width=0.6)
     style.plain_numbers(axis)
