@@ -189,7 +189,7 @@ def _smooth_histogram(values: _Array, edges: _Array) -> tuple[_Array, float]:
 
 def _note_below(ax: Axes, row: int, share: float) -> None:
     if share > 0:
-        text = f"{style.number(100 * share)} % below"
+        text = f"{style.number(100 * share)} % below axis"
         ax.annotate(
             text,
             (1.0, row),

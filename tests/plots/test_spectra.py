@@ -25,7 +25,7 @@ def test_ridges_peak_where_the_values_are():
 
 def test_ridges_say_what_is_below_the_axis():
     ax = plots.spectrum_ridgeline({"half": [1.0, 0.0, 1e-9, 2.0], "none": [1.0], "dead": np.zeros(3)})
-    assert [text.get_text() for text in ax.texts] == ["50 % below", "100 % below"]
+    assert [text.get_text() for text in ax.texts] == ["50 % below axis", "100 % below axis"]
     assert all(np.isfinite(line.get_ydata()).all() for line in ax.lines)
 
 
