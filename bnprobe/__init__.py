@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from bnprobe.attach import Probe, attach
     from bnprobe.drift import drift
+    from bnprobe.measures.growth import gradient_growth
     from bnprobe.measures.jacobian import Spectrum, spectra, spectrum
     from bnprobe.report import report
     from bnprobe.store import Run, load
@@ -25,13 +26,26 @@ _HOME = {
     "load": "bnprobe.store",
     "report": "bnprobe.report",
     "spectra": "bnprobe.measures.jacobian",
+    "gradient_growth": "bnprobe.measures.growth",
     "spectrum": "bnprobe.measures.jacobian",
     "Spectrum": "bnprobe.measures.jacobian",
     "Run": "bnprobe.store",
 }
 _PARTS = {"distances", "errors", "measures", "plots", "records", "schedule", "statistics", "store"}
 
-__all__ = ["Probe", "Run", "Spectrum", "__version__", "attach", "drift", "load", "report", "spectra", "spectrum"]
+__all__ = [
+    "Probe",
+    "Run",
+    "Spectrum",
+    "__version__",
+    "attach",
+    "drift",
+    "gradient_growth",
+    "load",
+    "report",
+    "spectra",
+    "spectrum",
+]
 
 
 class _Package(ModuleType):

@@ -31,6 +31,7 @@ __all__ = [
     "find_layer",
     "of_call",
     "outputs_of",
+    "plain_forward",
     "whole",
 ]
 
@@ -95,7 +96,7 @@ class Segment:
         Raises:
             NotMeasuredError: no output is a floating-point tensor, or the end is not reached.
         """
-        with _plain_forward(self.module), ExitStack() as stack:
+        with plain_forward(self.module), ExitStack() as stack:
             for kind, dtype in self.autocast:
                 stack.enter_context(torch.autocast(kind, dtype=dtype))
             if self.start is None or self.end is None:
@@ -226,7 +227,7 @@ def capture(
         return hook
 
     handles = []
-    with _plain_forward(root):
+    with plain_forward(root):
         args, kwargs = _with_gradients(_copied(arguments_of(x)))
         try:
             for name, module in layers.items():
@@ -278,7 +279,7 @@ def outputs_of(module: nn.Module, output: Any) -> list[Tensor]:
 
 
 @contextmanager
-def _plain_forward(root: nn.Module) -> Iterator[None]:
+def plain_forward(root: nn.Module) -> Iterator[None]:
     """With gradients, in Python, through attention that has second derivatives, and unheard by attached probes."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

@@ -113,6 +113,13 @@ def _positive(theta: Tensor) -> Tensor:
     return torch.maximum(theta, 1e-20 * theta[:, :1]).clamp(min=1e-100)
 
 
+def _unit(outputs: Tensor) -> Tensor:
+    """``[N, 1, 1]`` to divide J by: 1, unless powers of it would leave the range of single precision."""
+    norm = outputs.double().norm(dim=1).amax(1)
+    usual = (norm == 0) | ((norm > 1e-6) & (norm < 1e6))
+    return torch.where(usual, 1.0, norm)[:, None, None]
+
+
 def _qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
     q, r = torch.linalg.qr(matrix)
     return q, r
@@ -156,6 +163,7 @@ class Krylov:
         self._exhausted = torch.zeros(operator.samples, dtype=torch.bool)
         self._coupling = self._empty(width, width)
         self._unit: Tensor | None = None
+        self._scaled = False
         self._noise = torch.finfo(operator.dtype).eps * (4 + math.sqrt(max(operator.shape)))
         self._scale = torch.zeros(operator.samples, dtype=self.dtype, device=operator.device)
         self._basis[:] = torch.linalg.qr(self._random()).Q.mT
@@ -173,11 +181,15 @@ class Krylov:
         self._grow(p + 2 * b)
         basis = self._basis[:, : p + b]
         outputs = self._multiply(basis[:, p:].mT)
-        if self._unit is None:  # squares of what is far from 1 would leave the range of single precision
-            norm = outputs.double().norm(dim=1).amax(1)
-            self._unit = torch.where(norm > 0, norm, 1.0)[:, None, None]
+        if self._unit is None:
+            self._unit = _unit(outputs)
+            self._scaled = bool((self._unit != 1).any())
         self._look_beyond(outputs)
-        new = (self._multiply_back((outputs / self._unit).to(self.dtype)).mT / self._unit).to(self.dtype)
+        if self._scaled:
+            outputs = (outputs / self._unit).to(self.dtype)
+        new = self._multiply_back(outputs).mT
+        if self._scaled:
+            new = (new / self._unit).to(self.dtype)
         self._scale = torch.maximum(self._scale, new.norm(dim=2).amax(1))
         coefficients = torch.zeros_like(self._projected[:, : p + b, p : p + b])
         # All that lies along the others lies along the last two blocks, but for rounding (or, after a restart, along
