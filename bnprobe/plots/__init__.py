@@ -8,6 +8,7 @@ from bnprobe.plots.before_after import before_after
 from bnprobe.plots.drift_map import drift_map
 from bnprobe.plots.moments_over_depth import moments_over_depth
 from bnprobe.plots.percentiles import percentiles
+from bnprobe.plots.recorded_spectrum import recorded_spectrum
 from bnprobe.plots.running_gap import running_gap
 from bnprobe.plots.saturation import saturation
 from bnprobe.plots.spectra import sorted_spectra, spectrum_over_training, spectrum_ridgeline
@@ -17,6 +18,7 @@ __all__ = [
     "drift_map",
     "moments_over_depth",
     "percentiles",
+    "recorded_spectrum",
     "running_gap",
     "saturation",
     "sorted_spectra",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from report.believable_run import with_spectra
 
 from bnprobe import plots
 from bnprobe.errors import RunError
@@ -22,6 +23,10 @@ OF_SPECTRA = {
     ),
     "sorted_spectra": lambda run, ax: plots.sorted_spectra(dict(zip(run.layers["name"], VALUES, strict=False)), ax),
     "spectrum_over_training": lambda run, ax: plots.spectrum_over_training(dict(enumerate(VALUES)), ax),
+    "recorded_spectrum": lambda run, ax: plots.recorded_spectrum(with_spectra(run, VALUES), run.layers["name"][0], ax),
+    "recorded_spectrum of some": lambda run, ax: plots.recorded_spectrum(
+        with_spectra(run, VALUES, whole=False), run.layers["name"][0], ax
+    ),
 }
 OF_RUNS = {
     "percentiles": lambda run, ax: plots.percentiles(run, run.layers["name"][2], ax=ax),
