@@ -115,7 +115,7 @@ class Results:
     normed: Sequence[Finished]
 
     def values(self, what: str, batch_norm: bool = True) -> list[NDArray[np.float64]]:
-        """Singular values, an array ``[images, values]`` a seed: ``gaussian``, ``orthogonal``, ``before``, ``after``."""
+        """Singular values ``[images, values]`` a seed: of ``gaussian``, ``orthogonal``, ``before`` or ``after``."""
         found = self.normed if batch_norm else self.without
         return [np.array(one.result[what]["values"], np.float64) for one in found]
 

@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from bnprobe.errors import RunError
 from bnprobe.plots import style
@@ -44,13 +45,17 @@ def recorded_spectrum(run: Run, layer: str, ax: Axes | None = None, *, phase: st
     steps = values.index.to_numpy()
     with style.canvas(ax) as drawn:
         colors = colormaps[style.MAP](np.linspace(0.25, 0.85, values.shape[1]))
+        lines: list[Line2D] = []
         for color, value, error in zip(colors, values.to_numpy().T, errors.to_numpy().T, strict=True):
             drawn.fill_between(
                 steps, np.clip(value - error, 0, None), value + error, color=color, alpha=0.25, linewidth=0
             )
-            drawn.plot(steps, value, color=color, linewidth=1.3, marker="o" if len(steps) <= 12 else "", markersize=3)
+            lines += drawn.plot(
+                steps, value, color=color, linewidth=1.3, marker="o" if len(steps) <= 12 else "", markersize=3
+            )
         drawn.set_ylim(bottom=0)
         style.step_axis(drawn, steps)
         drawn.set_ylabel("singular value")
         style.title(drawn, f"{values.shape[1]} singular values over training")
+        style.legend_above(drawn, [lines[0], lines[-1]], ["largest", "smallest of those recorded"])
     return drawn

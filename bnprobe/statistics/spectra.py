@@ -32,7 +32,7 @@ class Spectra(Measurement):
 
     The model is measured in the mode in which it is, outside of autocast, with the weights that the step's forward
     used. In a job of several processes rank 0 measures; a model whose layers wait for the other ranks
-    (``SyncBatchNorm`` in train mode, sharded weights) is not measured. One measurement costs as much as many training steps.
+    (``SyncBatchNorm`` in train mode, sharded weights) is not measured. A measurement costs as much as many steps.
 
     Records have the place ``jacobian`` and the phase of the model's mode; their ``count`` is samples times values. Over
     the N samples of the batch, or the batch as a whole where its samples interact:
