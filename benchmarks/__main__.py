@@ -16,7 +16,7 @@ import torch
 import bnprobe
 
 # By name: each is a module with `add_arguments(parser)` and `run(...)`, which takes what the options are called.
-_BENCHMARKS = ("gpu", "growth", "overhead", "reading", "zoo")
+_BENCHMARKS = ("gpu", "gradient_growth", "growth", "overhead", "reading", "zoo")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """bnprobe: a measuring instrument for normalization in PyTorch networks.
 
-``attach`` listens to a training run, ``load`` reads what it kept, ``drift`` and ``report`` show it.
-Reading needs no torch: names are imported when they are first used.
+``attach`` listens to a training run, ``load`` reads what it kept, ``drift`` and ``report`` show it; ``spectrum`` and
+``spectra`` measure Jacobians. Reading needs no torch: names are imported when they are first used.
 """
 
 import sys
@@ -14,6 +14,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from bnprobe.attach import Probe, attach
     from bnprobe.drift import drift
+    from bnprobe.measures.growth import gradient_growth
+    from bnprobe.measures.jacobian import Spectrum, spectra, spectrum
     from bnprobe.report import report
     from bnprobe.store import Run, load
 
@@ -23,11 +25,27 @@ _HOME = {
     "drift": "bnprobe.drift",
     "load": "bnprobe.store",
     "report": "bnprobe.report",
+    "spectra": "bnprobe.measures.jacobian",
+    "gradient_growth": "bnprobe.measures.growth",
+    "spectrum": "bnprobe.measures.jacobian",
+    "Spectrum": "bnprobe.measures.jacobian",
     "Run": "bnprobe.store",
 }
-_PARTS = {"distances", "errors", "plots", "records", "schedule", "statistics", "store"}
+_PARTS = {"distances", "errors", "measures", "plots", "records", "schedule", "statistics", "store"}
 
-__all__ = ["Probe", "Run", "__version__", "attach", "drift", "load", "report"]
+__all__ = [
+    "Probe",
+    "Run",
+    "Spectrum",
+    "__version__",
+    "attach",
+    "drift",
+    "gradient_growth",
+    "load",
+    "report",
+    "spectra",
+    "spectrum",
+]
 
 
 class _Package(ModuleType):

@@ -21,10 +21,11 @@ from bnprobe.hooks.scaling import SCALED, Scaling, stepped_by_a_scaler
 from bnprobe.hooks.sites import LayerChoice, Site, find_sites, unwrap
 from bnprobe.hooks.taps import OptimizerTaps, Taps
 from bnprobe.listen import Reader
-from bnprobe.ranks import open_outlet, seed_of_rank
+from bnprobe.measuring import Measurer
+from bnprobe.ranks import leads, open_outlet, seed_of_rank
 from bnprobe.records import DEFAULT_LEVELS, Layer
 from bnprobe.schedule import Schedule, as_schedule
-from bnprobe.statistics import Gradients, Moments, Quantiles, RunningGap, Saturation, Statistic
+from bnprobe.statistics import Gradients, Measurement, Moments, Quantiles, RunningGap, Saturation, Statistic
 from bnprobe.statistics.sample import Sampler
 from bnprobe.statistics.weights import LearningRates, WeightNorms, by_holder
 from bnprobe.store import Run, Writer
@@ -37,7 +38,7 @@ _FLUSH_STEPS, _FLUSH_BYTES, _FLUSH_SECONDS = 64, 8 * 2**20, 10.0
 
 def attach(
     model: nn.Module,
-    *statistics: Statistic,
+    *statistics: Statistic | Measurement,
     layers: LayerChoice = None,
     every: int | Schedule = 1,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
@@ -56,7 +57,8 @@ def attach(
     Args:
         model: any module; DDP, FSDP and compiled wrappers are looked through.
         statistics: instances from :mod:`bnprobe.statistics`; none given: ``Moments``, ``Quantiles``, ``Gradients``,
-            ``RunningGap`` and ``Saturation`` with their defaults.
+            ``RunningGap`` and ``Saturation`` with their defaults. Measurements among them (``Spectra``) run passes of
+            their own, at the end of the steps that their own schedules name.
         layers: None for every normalization layer and every other leaf with parameters or a pointwise nonlinearity;
             else glob(s) on ``named_modules()`` paths, module class(es), or ``(name, module) -> bool``.
         every: record every so many steps, or a schedule ``step -> bool`` (:mod:`bnprobe.schedule`).
@@ -106,7 +108,7 @@ class Probe:
     def __init__(
         self,
         root: nn.Module,
-        statistics: Sequence[Statistic],
+        statistics: Sequence[Statistic | Measurement],
         find: Callable[[], list[Site]],
         schedule: Schedule,
         optimizers: Sequence[torch.optim.Optimizer],
@@ -118,7 +120,10 @@ class Probe:
     ) -> None:
         self._find, self._schedule, self._optimizers = find, schedule, tuple(optimizers)
         sites = self._sites = find()
-        self._sampler, self._collector = Sampler(sample, seed_of_rank(seed)), Collector(statistics)
+        measurements = [one for one in statistics if isinstance(one, Measurement)]
+        self._sampler = Sampler(sample, seed_of_rank(seed))
+        self._collector = Collector([one for one in statistics if isinstance(one, Statistic)])
+        self._measurer = Measurer(measurements, root, sites, self._optimizers, self._collector)
         gaps = any(isinstance(statistic, RunningGap) for statistic in statistics)
         self._reader = Reader(self._sampler, self._collector, gaps, self._forward_begins)
         norms = any(isinstance(one, Gradients) for one in statistics)
@@ -134,13 +139,14 @@ class Probe:
         self._by_hand = self._trained = False
         self._unwritten_steps, self._last_flush = 0, time.monotonic()
         settings = describe(statistics, schedule, self._optimizers, sample, seed)
-        layers = [site.describe() for site in sites]
+        layers = [site.describe() for site in (*sites, *self._measurer.others)]
         levels = next((one.levels for one in statistics if isinstance(one, Quantiles)), DEFAULT_LEVELS)
 
         def open_writer(path: Path, more: Mapping[str, Any]) -> Writer:
             return Writer(path, settings={**settings, **more}, layers=layers, levels=levels, start=start)
 
-        self._outlet = open_outlet(out, open_writer, {**settings, "levels": levels}, [one.name for one in sites])
+        self._outlet = open_outlet(out, open_writer, {**settings, "levels": levels}, [one.name for one in layers])
+        self._measurer.enabled = leads(self._outlet)
         self._reader.now = self._outlet.first_step
         self._reader.recording = bool(schedule(self.now))
         self.attached = True
@@ -256,6 +262,7 @@ class Probe:
         """The gradients are final: read the weights' norms and the learning rates."""
         if index == len(self._optimizers) - 1:
             self._end_skipped()
+            self._measurer.take(self.now)
         if not self._reader.recording:
             return
         self._scaled = self._scaled or (self._scaling is None and stepped_by_a_scaler())
@@ -275,8 +282,9 @@ class Probe:
                     self._graded.update(layers)
 
     def _tick(self) -> None:
+        self._measurer.take(self.now)
         self._taps.step_done()
-        if self._reader.recording:
+        if self._reader.recording or self._measurer.took(self.now):
             self._unwritten_steps += 1
             late = time.monotonic() - self._last_flush > _FLUSH_SECONDS
             if late or self._unwritten_steps >= _FLUSH_STEPS or self._collector.bytes >= _FLUSH_BYTES:
@@ -305,6 +313,11 @@ class Probe:
             )
             for site in self._sites
         ]
+        measurer = self._measurer
+        inventory += [
+            site.describe(observed=site.name in measurer.measured, why=measurer.why(site.name))
+            for site in measurer.others
+        ]
         inventory += [site.describe(why="it was added after attaching") for site in self._late]
         if inventory != self._inventory:
             self._inventory = inventory
@@ -322,9 +335,8 @@ class Probe:
         observed = site.name in self._reader.observed
         graded = site.name in self._graded  # its weights had gradients, so something has used them
         why = self._reader.why.get(site.name, self._taps.why_silent(site, observed, graded))
-        if self._scaled and observed:
-            why += ("; " if why else "") + SCALED
-        return why
+        more = (SCALED if self._scaled and observed else "", self._measurer.why(site.name))
+        return "; ".join(one for one in (why, *more) if one)
 
     @contextmanager
     def _detached_on_error(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The command line: ``bnprobe report RUN`` and ``bnprobe drift RUN``.
+"""The command line: ``bnprobe report RUN``, ``bnprobe drift RUN`` and ``bnprobe spectra MODEL --input X``.
 
 Exit status 0 is success, 2 an argument or a run that cannot be used; the message goes to standard error. What a
 command needs is imported inside it, so that ``--help`` does not wait for it.
@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,6 +42,13 @@ class Phase(StrEnum):
 
     train = "train"
     eval = "eval"
+
+
+class Per(StrEnum):
+    """Whose Jacobian."""
+
+    sample = "sample"
+    batch = "batch"
 
 
 class Format(StrEnum):
@@ -132,6 +140,80 @@ def drift(
     typer.echo(f"{frame['distance'].iloc[0]} distance of the {place}, reference {reference}{unit}\n\n{_as_text(frame)}")
 
 
+@app.command()
+def spectra(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="pkg.module:make_model, a function that returns the model.")
+    ],
+    input: Annotated[  # noqa: A002 - it is the option's name
+        str, typer.Option(metavar="X", help="pkg.module:make_batch, a function that returns the model's input.")
+    ],
+    layers: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Only these layers; may be repeated.")
+    ] = None,
+    k: Annotated[
+        str, typer.Option("-k", metavar="K", help="all; or how many of the largest; or largest,smallest.")
+    ] = "10,3",
+    per: Annotated[
+        Per | None, typer.Option(help="sample: batch statistics held fixed. batch: of the whole batch.")
+    ] = None,
+    memory: Annotated[float, typer.Option(help="GiB for matrices and vectors.")] = 1.0,
+    format: Annotated[  # noqa: A002 - it is the option's name
+        Format, typer.Option(help="text: a line a layer. json: an object a layer.")
+    ] = Format.text,
+) -> None:
+    """Show the singular values of every layer's Jacobian at one input."""
+    count = _count(k)
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
+    made, x = _made(model, "MODEL"), _made(input, "--input")
+    from bnprobe.measures.jacobian import spectra as measure
+
+    frame = measure(made, x, layers or None, count, per=None if per is None else per.value, memory=int(memory * 2**30))
+    typer.echo(_as_json(frame) if format is Format.json else _spectra_as_text(frame))
+
+
+def _count(text: str) -> int | tuple[int, int] | None:
+    parts = text.split(",")
+    if text == "all":
+        return None
+    if len(parts) <= 2 and all(part.strip().isdecimal() for part in parts):
+        largest, *smallest = map(int, parts)
+        return (largest, smallest[0]) if smallest else largest
+    raise typer.BadParameter(f"{text!r} is neither all, a number nor two numbers (10,3)", param_hint="-k")
+
+
+def _made(path: str, hint: str) -> Any:
+    """What the function at ``pkg.module:function`` returns."""
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise typer.BadParameter(f"{path!r} is not of the form pkg.module:function", param_hint=hint)
+    try:
+        function = getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise  # something that the module itself needs
+        raise typer.BadParameter(f"there is no module {module!r} from here", param_hint=hint) from error
+    except AttributeError as error:
+        raise typer.BadParameter(f"{module} has no {name!r}", param_hint=hint) from error
+    return function()
+
+
+def _spectra_as_text(frame: "pd.DataFrame") -> str:
+    numbers = {"max": "max", "min": "min", "mean_square": "mean s^2", "condition_number": "condition"}
+    numbers |= {"share_near_one": "near 1", "error": "error"}
+    lines = [("layer", "kind", "method", "jacobian", *numbers.values())]
+    said = []
+    for row in frame.to_dict("records"):
+        if row["why"]:
+            said.append(f"{row['layer']} ({row['kind']}): {row['why']}")
+            continue
+        shape = f"{row['samples']} of {row['outputs']} x {row['inputs']}"
+        cells = ("-" if math.isnan(row[name]) else f"{row[name]:.3g}" for name in numbers)
+        method = f"{row['method']}, coupled" if row["coupled"] else row["method"]
+        lines.append((row["layer"], row["kind"], method, shape, *cells))
+    return "\n".join([_aligned(lines, words=(0, 1, 2)), *([""] if said else []), *said])
+
+
 def _distance(name: str) -> "Distance":
     """The distance of a name as people type it: ``wasserstein``, ``kolmogorov-smirnov``, ``KolmogorovSmirnov``."""
     from bnprobe import distances
@@ -187,10 +269,9 @@ def _as_text(frame: "pd.DataFrame") -> str:
     return _aligned(lines)
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Columns under one another: the first and third are words, the others numbers."""
+def _aligned(lines: Sequence[Sequence[str]], words: Sequence[int] = (0, 2)) -> str:
+    """Columns under one another: some are words, the others numbers."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    words = (0, 2)
     return "\n".join(
         "  ".join(
             cell.ljust(width) if index in words else cell.rjust(width)

@@ -7,9 +7,22 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from bnprobe.collected import Entry, Key, Keyed, Number, Numbers, Taken, distinct, place_numbers, record_keys
+from bnprobe.collected import (
+    Entry,
+    Key,
+    Keyed,
+    Number,
+    Numbers,
+    Taken,
+    Taking,
+    distinct,
+    place_numbers,
+    place_readings,
+    record_keys,
+)
 from bnprobe.hooks.sites import Site
 from bnprobe.statistics.base import Observation, Statistic, spread
+from bnprobe.statistics.measurement import Readings
 from bnprobe.statistics.weights import ShardedNorm
 from bnprobe.store import Placed, build_table
 
@@ -69,6 +82,11 @@ class _Batch(NamedTuple):
     singles: list[tuple[Lane, list[Observation]]]
     merged: list[tuple[Keyed, int, Entry]]
 
+    @property
+    def rows(self) -> int:
+        """Number of the records."""
+        return sum(len(rows) for _, rows in self.singles) + len(self.merged)
+
 
 class Collector:
     """Keeps observations until :meth:`table` turns them into rows.
@@ -85,13 +103,15 @@ class Collector:
         self._statistics = tuple(statistics)
         self._lanes: dict[tuple[str, str, int, str], Lane] = {}
         self._numbers: Numbers = {}
+        self._readings: list[Taking] = []
         self._wanted: dict[tuple[int, str], _Applying] = {}
         self.bytes = 0
         self.failures: dict[str, str] = {}
         self._broken: dict[int, str] = {}
 
     def __len__(self) -> int:
-        return sum(len(lane.rows) + len(lane.entries) for lane in self._lanes.values()) + len(self._numbers)
+        seen = sum(len(lane.rows) + len(lane.entries) for lane in self._lanes.values())
+        return seen + len(self._numbers) + len(self._readings)
 
     def lane(self, phase: str, site: Site, call: int, place: str) -> Lane:
         """Where observations with this key go."""
@@ -122,10 +142,14 @@ class Collector:
         """Single numbers of weights that need no statistic: norms and learning rates."""
         self._numbers.setdefault(step, {}).setdefault(name, []).append((layers, values))
 
+    def add_readings(self, step: int, phase: str, readings: Readings) -> None:
+        """What a measurement has found out by passes of its own."""
+        self._readings.append(Taking(step, phase, readings))
+
     def take(self) -> Taken:
         """Everything seen so far, for another process; the collector is empty afterwards."""
-        batch, numbers = self._take()
-        taken = Taken()
+        batch, numbers, readings = self._take()
+        taken = Taken(readings=readings)
         taken.add_numbers(numbers)
         for lane, rows in batch.singles:
             for seen in rows:
@@ -141,6 +165,7 @@ class Collector:
         merged: dict[tuple[int, int, int], tuple[Any, Any, Any]] = {}  # of a tensor seen at two places, once
         with torch.no_grad():
             for part in parts:
+                whole.readings += part.readings
                 for key, entry in part.entries.items():
                     mine = whole.entries.setdefault(key, Entry())
                     mine.count += entry.count
@@ -158,10 +183,10 @@ class Collector:
     def table(self, taken: Taken | None = None) -> pa.Table:
         """Records as one table: of ``taken``, else of everything so far, after which the collector is empty."""
         if taken is None:
-            batch, numbers = self._take()
+            batch, numbers, readings = self._take()
         else:
             batch = _Batch([], [(key, key.step, entry) for key, entry in taken.entries.items()])
-            numbers = taken.as_numbers()
+            numbers, readings = taken.as_numbers(), taken.readings
         placed: dict[str, list[Placed]] = {}
         with torch.no_grad():
             for index, statistic in enumerate(self._statistics):
@@ -172,11 +197,11 @@ class Collector:
                     continue
                 for name, part in finished:
                     placed.setdefault(name, []).append(part)
-        observed = sum(len(rows) for _, rows in batch.singles) + len(batch.merged)
-        places, weights = place_numbers(numbers, observed)
-        for name, part in places:
+        found, measured = place_readings(readings, batch.rows)
+        places, weights = place_numbers(numbers, batch.rows + len(measured))
+        for name, part in (*found, *places):
             placed.setdefault(name, []).append(part)
-        return build_table(record_keys(batch.singles, batch.merged, weights), placed)
+        return build_table(record_keys(batch.singles, [*batch.merged, *measured], weights), placed)
 
     @property
     def broken(self) -> dict[int, str]:
@@ -188,9 +213,10 @@ class Collector:
         if index not in self._broken:
             self._broken[index] = self.failures[type(self._statistics[index]).__name__] = why
 
-    def _take(self) -> tuple[_Batch, Numbers]:
+    def _take(self) -> tuple[_Batch, Numbers, list[Taking]]:
         """Everything that waits, taken out: another thread may go on listening, what it brings is the next table's."""
         numbers, self._numbers, self.bytes = self._numbers, {}, 0
+        readings, self._readings = self._readings, []
         singles: list[tuple[Lane, list[Observation]]] = []
         merged: list[tuple[Keyed, int, Entry]] = []
         for lane in list(self._lanes.values()):
@@ -203,7 +229,7 @@ class Collector:
             if rows:
                 singles.append((lane, rows))
             merged += [(lane, step, entry) for step, entry in entries.items()]
-        return _Batch(singles, merged), numbers
+        return _Batch(singles, merged), numbers, readings
 
     def _merge_repeats(self, lane: Lane, rows: list[Observation]) -> list[Observation]:
         """Merge observations of one step; those that are their step's only one are left over."""

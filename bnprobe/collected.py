@@ -10,10 +10,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bnprobe.records import COMPUTED, PHASES, Measured
+from bnprobe.statistics.measurement import Readings
 from bnprobe.statistics.weights import ShardedNorm
 from bnprobe.store import Placed, RecordKeys
 
-__all__ = ["Entry", "Key", "Keyed", "Number", "Numbers", "Taken", "distinct", "place_numbers", "record_keys"]
+__all__ = [
+    "Entry",
+    "Key",
+    "Keyed",
+    "Number",
+    "Numbers",
+    "Taken",
+    "Taking",
+    "distinct",
+    "place_numbers",
+    "place_readings",
+    "record_keys",
+]
 
 Number = Tensor | float | ShardedNorm
 Numbers = dict[int, dict[str, list[tuple[Sequence[str], Sequence[Number]]]]]  # by step and statistic, of some layers
@@ -57,22 +70,36 @@ class Entry:
     states: dict[int, Any] = field(default_factory=dict)
 
 
+class Taking(NamedTuple):
+    """What a measurement found out, and when."""
+
+    step: int
+    phase: str
+    readings: Readings
+
+
 @dataclass
 class Taken:
-    """What a collector had seen at some moment: counts and the statistics' states by key, and single numbers."""
+    """What a collector had seen at some moment.
+
+    Counts and the statistics' states by key, single numbers, and what measurements found out.
+    """
 
     entries: dict[Key, Entry] = field(default_factory=dict)
     numbers: dict[Key, dict[str, Number]] = field(default_factory=dict)
+    readings: list[Taking] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.entries) + len(self.numbers)
+        return len(self.entries) + len(self.numbers) + len(self.readings)
 
     def split(self, last: int) -> "Taken":
         """Remove and return everything up to step ``last``."""
         early = Taken(
             {key: entry for key, entry in self.entries.items() if key.step <= last},
             {key: row for key, row in self.numbers.items() if key.step <= last},
+            [one for one in self.readings if one.step <= last],
         )
+        self.readings = [one for one in self.readings if one.step > last]
         for mine, gone in ((self.entries, early.entries), (self.numbers, early.numbers)):
             for key in gone:
                 del mine[key]
@@ -139,6 +166,20 @@ def place_numbers(numbers: Numbers, first: int) -> tuple[list[tuple[str, Placed]
             measured = Measured(_to_host(list(whole.values())), COMPUTED, np.zeros(len(whole)))
             placed.append((name, Placed(np.array(list(whole)), measured)))
     return placed, (steps, layers)
+
+
+def place_readings(
+    readings: Sequence[Taking], first: int
+) -> tuple[list[tuple[str, Placed]], list[tuple[Key, int, Entry]]]:
+    """What measurements found out with its rows, which begin at ``first``; and each row's key, step and count."""
+    placed: list[tuple[str, Placed]] = []
+    keys: list[tuple[Key, int, Entry]] = []
+    for step, phase, found in readings:
+        rows = np.arange(len(found.layers)) + first + len(keys)
+        placed += [(name, Placed(rows, measured)) for name, measured in found.values.items()]
+        for layer, count in zip(found.layers, found.counts, strict=True):
+            keys.append((Key(step, phase, layer, 0, found.place), step, Entry(count)))
+    return placed, keys
 
 
 def _to_host(values: Sequence[Tensor | float]) -> NDArray[np.float64]:

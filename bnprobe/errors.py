@@ -1,6 +1,6 @@
 """What can go wrong, said so that the reader knows what to do next."""
 
-__all__ = ["ArgumentError", "BnprobeError", "RunBusyError", "RunError", "SelectionError"]
+__all__ = ["ArgumentError", "BnprobeError", "NotMeasuredError", "RunBusyError", "RunError", "SelectionError"]
 
 
 class BnprobeError(Exception):
@@ -21,3 +21,7 @@ class RunError(BnprobeError):
 
 class RunBusyError(RunError):
     """Another live writer holds the run directory."""
+
+
+class NotMeasuredError(BnprobeError):
+    """The model and the arguments are sound, but the quantity does not exist or cannot be had; the message says why."""

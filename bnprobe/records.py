@@ -1,7 +1,8 @@
 """The vocabulary of measurements: what a record is, and how it lies in a table.
 
 A *record* is everything measured of one tensor: which step and phase, which layer and call, which place
-(``input``, ``output``, ``grad_output``, ``weight``), and beside these keys one group of columns a statistic:
+(``input``, ``output``, ``grad_output``, ``weight``, or ``jacobian``: what was measured of d output / d input), and
+beside these keys one group of columns a statistic:
 
 =======================  ============================================================================
 column                   meaning
@@ -41,7 +42,7 @@ __all__ = [
     "Record",
 ]
 
-PLACES = ("input", "output", "grad_output", "weight")
+PLACES = ("input", "output", "grad_output", "weight", "jacobian")
 PHASES = ("train", "eval")
 KEYS = ("step", "phase", "layer", "call", "place")
 SAVED, COMPUTED, SAMPLED = SOURCES = ("saved", "computed", "sampled")

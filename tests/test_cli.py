@@ -146,3 +146,60 @@ def test_what_cannot_be_done_is_said_in_a_sentence(run, bnprobe_cli, arguments, 
     assert out == ""
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "def make_model():\n"
+        "    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU())\n"
+        "def make_batch():\n"
+        "    return torch.randn(5, 4)\n"
+        "def make_tokens():\n"
+        "    return torch.arange(4)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield "mine"
+    sys.modules.pop("mine", None)
+
+
+def test_spectra_as_text_is_a_line_a_layer(own_module, bnprobe_cli):
+    status, out, err = bnprobe_cli("spectra", "mine:make_model", "--input", "mine:make_batch")
+    header, *lines = out.splitlines()
+    assert status == 0, err
+    assert header.split()[:5] == ["layer", "kind", "method", "jacobian", "max"]
+    assert [line.split()[:2] for line in lines] == [["0", "Linear"], ["1", "BatchNorm1d"], ["2", "ReLU"]]
+    assert "closed form, coupled" in lines[1]
+    assert "1 of 15 x 15" in lines[1]
+
+
+def test_spectra_as_json(own_module, bnprobe_cli):
+    arguments = ("--layers", "1", "--layers", "2", "-k", "2", "--per", "sample", "--memory", "0.5", "--format", "json")
+    status, out, _ = bnprobe_cli("spectra", "mine:make_model", "--input", "mine:make_batch", *arguments)
+    rows = json.loads(out)
+    assert status == 0
+    assert [row["layer"] for row in rows] == ["1", "2"]
+    assert [row["samples"] for row in rows] == [5, 5]
+    assert not rows[0]["coupled"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mine:make_model", "--input", "mine:nothing"], "mine has no 'nothing'"),
+        (["yours:make_model", "--input", "mine:make_batch"], "there is no module 'yours' from here"),
+        (["mine", "--input", "mine:make_batch"], "'mine' is not of the form pkg.module:function"),
+        (["mine:make_model", "--input", "mine:make_batch", "-k", "few"], "'few' is neither all, a number nor two"),
+        (["mine:make_model", "--input", "mine:make_batch", "-k", "0"], "k must be"),
+        (["mine:make_model", "--input", "mine:make_batch", "--layers", "9"], "matches no layer"),
+    ],
+)
+def test_spectra_that_cannot_be_had_are_explained(own_module, bnprobe_cli, arguments, message):
+    status, out, err = bnprobe_cli("spectra", *arguments)
+    assert (status, out) == (2, "")
+    assert message in err.replace("\n", " ")
+    assert "Traceback" not in err

@@ -37,6 +37,12 @@ def test_the_example_runs(tmp_path, monkeypatch):
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
+def test_the_jacobians_are_measured():
+    import torch
+
+    exec(block("test: jacobians"), {"bnprobe": bnprobe, "model": mlp(), "x": torch.randn(16, 6)})
+
+
 def test_pictures_and_files_that_it_names_are_there():
     for path in re.findall(r"!\[.*?\]\((.*?)\)", README) + re.findall(r"`([\w/]+\.(?:md|txt|ipynb|py))`", README):
         assert (ROOT / path).exists(), path

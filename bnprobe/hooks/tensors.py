@@ -1,13 +1,14 @@
 """Tensors in the structures that layers take and give, and which of them can be measured."""
 
+import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["tensors_in", "versions_of", "why_unreadable"]
+__all__ = ["tensors_in", "versions_of", "why_unreadable", "with_tensors"]
 
 
 def tensors_in(value: Any, path: str = "", depth: int = 8) -> Iterator[tuple[str, Tensor]]:
@@ -20,6 +21,26 @@ def tensors_in(value: Any, path: str = "", depth: int = 8) -> Iterator[tuple[str
         return
     for key, inner in _items(value) if depth else ():
         yield from tensors_in(inner, f"{path}.{key}" if path else str(key), depth - 1)
+
+
+def with_tensors(value: Any, change: Callable[[Tensor], Tensor], depth: int = 8) -> Any:
+    """The same structure with every tensor in it changed; what holds none is passed on as it is."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if not depth or next(tensors_in(value, depth=depth), None) is None:
+        return value
+    changed = {key: with_tensors(inner, change, depth - 1) for key, inner in _items(value)}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return value._replace(**changed)  # type: ignore[attr-defined]  # a namedtuple's
+    if isinstance(value, tuple | list):
+        return type(value)(changed.values())
+    twin = copy.copy(value)
+    for key, inner in changed.items():
+        if isinstance(twin, MutableMapping):  # a ModelOutput is a dataclass as well, and keeps both in step
+            twin[key] = inner
+        else:
+            object.__setattr__(twin, key, inner)
+    return twin
 
 
 # What nearly all tensors are, told apart from the rest by one look.

@@ -1,4 +1,4 @@
-"""Pictures of a run: Axes in, Axes out.
+"""Pictures of a run and of spectra: Axes in, Axes out.
 
 Every function draws on the Axes that it is given and returns them; without Axes it makes a figure in the house
 style. Nothing here changes matplotlib's settings or asks for a display.
@@ -8,7 +8,20 @@ from bnprobe.plots.before_after import before_after
 from bnprobe.plots.drift_map import drift_map
 from bnprobe.plots.moments_over_depth import moments_over_depth
 from bnprobe.plots.percentiles import percentiles
+from bnprobe.plots.recorded_spectrum import recorded_spectrum
 from bnprobe.plots.running_gap import running_gap
 from bnprobe.plots.saturation import saturation
+from bnprobe.plots.spectra import sorted_spectra, spectrum_over_training, spectrum_ridgeline
 
-__all__ = ["before_after", "drift_map", "moments_over_depth", "percentiles", "running_gap", "saturation"]
+__all__ = [
+    "before_after",
+    "drift_map",
+    "moments_over_depth",
+    "percentiles",
+    "recorded_spectrum",
+    "running_gap",
+    "saturation",
+    "sorted_spectra",
+    "spectrum_over_training",
+    "spectrum_ridgeline",
+]

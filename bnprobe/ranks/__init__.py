@@ -18,7 +18,7 @@ from bnprobe.ranks.meeting import Answer, Gathered, Hello
 from bnprobe.ranks.outlets import Alone, Leader, Member, Outlet
 from bnprobe.store import Writer
 
-__all__ = ["Outlet", "open_outlet", "seed_of_rank"]
+__all__ = ["Outlet", "leads", "open_outlet", "seed_of_rank"]
 
 Out = str | os.PathLike[str] | None
 
@@ -27,6 +27,11 @@ def seed_of_rank(seed: int) -> int:
     """A seed of this rank's own, so that ranks look at different places; rank 0 keeps the seed."""
     rank, _ = mail.world()
     return int(np.random.SeedSequence([seed % 2**63, rank]).generate_state(1, np.uint64)[0] >> 1) if rank else seed
+
+
+def leads(outlet: Outlet) -> bool:
+    """Whether this process writes the run itself; where several share one, what need not be done twice is done here."""
+    return not isinstance(outlet, Member)
 
 
 def open_outlet(

@@ -1,10 +1,24 @@
-"""Streaming statistics, one a file: what a probe can measure of each layer."""
+"""What a probe can measure of each layer, one a file: streaming statistics, and measurements that run own passes."""
 
 from bnprobe.statistics.base import Observation, Statistic
 from bnprobe.statistics.gradients import Gradients
+from bnprobe.statistics.measurement import Measurement, Occasion, Readings
 from bnprobe.statistics.moments import Moments
 from bnprobe.statistics.quantiles import Quantiles
 from bnprobe.statistics.running_gap import RunningGap
 from bnprobe.statistics.saturation import Saturation
+from bnprobe.statistics.spectra import Spectra
 
-__all__ = ["Gradients", "Moments", "Observation", "Quantiles", "RunningGap", "Saturation", "Statistic"]
+__all__ = [
+    "Gradients",
+    "Measurement",
+    "Moments",
+    "Observation",
+    "Occasion",
+    "Quantiles",
+    "Readings",
+    "RunningGap",
+    "Saturation",
+    "Spectra",
+    "Statistic",
+]

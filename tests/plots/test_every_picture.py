@@ -5,15 +5,30 @@ import subprocess
 import sys
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from report.believable_run import with_spectra
 
 from bnprobe import plots
 from bnprobe.errors import RunError
 from bnprobe.plots import style
 
-DRAWINGS = {
+VALUES = np.abs(np.random.default_rng(0).normal(size=(9, 40)))
+VALUES[:, 0] = 0.0
+OF_SPECTRA = {
+    "spectrum_ridgeline": lambda run, ax: plots.spectrum_ridgeline(
+        dict(zip(run.layers["name"], VALUES, strict=False)), ax
+    ),
+    "sorted_spectra": lambda run, ax: plots.sorted_spectra(dict(zip(run.layers["name"], VALUES, strict=False)), ax),
+    "spectrum_over_training": lambda run, ax: plots.spectrum_over_training(dict(enumerate(VALUES)), ax),
+    "recorded_spectrum": lambda run, ax: plots.recorded_spectrum(with_spectra(run, VALUES), run.layers["name"][0], ax),
+    "recorded_spectrum of some": lambda run, ax: plots.recorded_spectrum(
+        with_spectra(run, VALUES, whole=False), run.layers["name"][0], ax
+    ),
+}
+OF_RUNS = {
     "percentiles": lambda run, ax: plots.percentiles(run, run.layers["name"][2], ax=ax),
     "drift_map": lambda run, ax: plots.drift_map(run, ax=ax),
     "moments_over_depth": lambda run, ax: plots.moments_over_depth(run, ax=ax),
@@ -21,6 +36,7 @@ DRAWINGS = {
     "saturation map": lambda run, ax: plots.saturation(run, ax=ax, lines=False),
     "running_gap": lambda run, ax: plots.running_gap(run, ax=ax),
 }
+DRAWINGS = OF_RUNS | OF_SPECTRA
 
 
 def test_every_picture_is_under_the_common_laws():
@@ -55,7 +71,7 @@ def test_text_on_given_axes_has_the_colour_of_theirs(run, draw):
     ax = Figure().subplots()
     ax.xaxis.label.set_color("red")
     draw(run, ax)
-    texts = list(ax.get_legend().get_texts()) if ax.get_legend() else []
+    texts = [*ax.texts, *(ax.get_legend().get_texts() if ax.get_legend() else [])]
     texts += [text for bar in ax.figure.axes[1:] for text in (*bar.get_xticklabels(), bar.xaxis.label)]
     assert {to_hex(text.get_color()) for text in texts} == {"#ff0000"}
 
@@ -73,7 +89,7 @@ def test_nothing_is_clipped(wordy, draw):
     assert inside.y1 < height + 0.01
 
 
-@pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS)
+@pytest.mark.parametrize("draw", OF_RUNS.values(), ids=OF_RUNS)
 def test_what_was_not_recorded_is_an_error_that_says_so(bare, draw):
     with pytest.raises(RunError, match=r"has no|needs"):
         draw(bare, None)

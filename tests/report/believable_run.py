@@ -139,3 +139,23 @@ def _rows(cells: Sequence[tuple[int, int, Layer, str]], family: str, place: str)
     return np.array(
         [row for row, (_, _, layer, where) in enumerate(cells) if (layer.family, where) == (family, place)], int
     )
+
+
+def with_spectra(run: Run, spectra: np.ndarray, *, whole: bool = True) -> Run:
+    """A run beside another one, with singular values ``[steps, values]`` of its first layer; all, or some of them."""
+    directory = run.path.with_name(f"{run.path.name}-{'all' if whole else 'some'}")
+    if directory.exists():
+        return Run(directory)
+    layer = Layer(run.layers["name"][0], "Linear", "linear", observed=True)
+    ordered = np.sort(spectra, 1)[:, ::-1]
+    listed = Measured(
+        ordered.mean(1) if whole else np.full(len(ordered), np.nan),
+        COMPUTED,
+        None,
+        list(ordered),
+        channel_errors=list(np.full_like(ordered, ERROR)),
+    )
+    records = [Record(step, "train", layer.name, 0, "jacobian", ordered.shape[1]) for step in range(len(ordered))]
+    with Writer(directory, settings={}, layers=[layer], levels=LEVELS) as writer:
+        writer.append(build_table(records, {"singular_value": [Placed(np.arange(len(ordered)), listed)]}))
+    return Run(directory)

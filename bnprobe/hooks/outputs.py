@@ -1,0 +1,49 @@
+"""What layers return in a forward of the measurement's own, with its graph."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from bnprobe.errors import NotMeasuredError
+from bnprobe.hooks.segments import outputs_of, plain_forward
+from bnprobe.hooks.tensors import with_tensors
+
+__all__ = ["outputs_at"]
+
+
+def outputs_at(
+    root: nn.Module, layers: Mapping[str, nn.Module], run: Callable[[], Any]
+) -> tuple[Any, dict[str, Tensor]]:
+    """What ``run`` returns, and the outputs of the first call of each of ``layers`` in it, with their graph.
+
+    In the order of the calls; layers that are not called, or return nothing differentiable, are missing. Writes into an
+    output, as of in-place activations, come after what is kept.
+    """
+    kept: dict[str, Tensor] = {}
+    called: set[str] = set()
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(module: nn.Module, _: Any, output: Any) -> Any:
+            if name in called:
+                return None
+            called.add(name)
+            try:
+                first = outputs_of(module, output)[0]
+            except NotMeasuredError:
+                return None
+            if first.requires_grad:
+                kept[name] = first
+            return with_tensors(output, lambda one: one.clone() if one is first else one)
+
+        return hook
+
+    handles = []
+    with plain_forward(root):
+        try:
+            for name, module in layers.items():
+                handles.append(module.register_forward_hook(keep(name)))
+            return run(), kept
+        finally:
+            for handle in handles:
+                handle.remove()

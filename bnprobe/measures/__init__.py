@@ -1,0 +1,1 @@
+"""Measurements that run their own passes through a model and leave it as they found it."""

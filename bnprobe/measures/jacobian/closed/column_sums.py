@@ -1,0 +1,20 @@
+"""Column sums of a Jacobian: the gradient of the sum of all outputs, one backward pass."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["column_sums"]
+
+
+def column_sums(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """``[N, D]`` sums over the rows of each sample's Jacobian, and the output.
+
+    ``x`` itself is not touched, whatever ``forward`` does in place; nothing else receives a gradient.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_()
+        y = forward(leaf.clone())
+        (sums,) = torch.autograd.grad(y.sum(), leaf)
+    return sums.reshape(len(x), -1), y.detach()
