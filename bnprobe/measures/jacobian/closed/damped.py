@@ -65,7 +65,8 @@ def _roots(poles: Tensor, weights: Tensor, kept: Tensor) -> tuple[Tensor, Tensor
     tau2, rest = (one.expand_as(weights).flatten() for one in (tau2, rest))
     d = weights.shape[-1]
     on = torch.arange(len(a), device=a.device)  # the roots that are still sought
-    step = (fa / (fa - fb)).nan_to_num(0.5).clamp(EPS, 1 - EPS)
+    least = (EPS * torch.maximum(a, b) / (b - a).abs()).nan_to_num(0.5).clamp(max=0.5)  # never on a pole
+    step = (fa / (fa - fb)).nan_to_num(0.5).clamp(least, 1 - least)
     for _ in range(_STEPS):
         tolerance = EPS * torch.maximum(a[on], b[on])
         seek = (a[on] - b[on]).abs() > 2 * tolerance

@@ -62,19 +62,21 @@ def svdvals(matrices: Tensor) -> tuple[Tensor, Tensor]:
 def svd_error(values: Tensor, norm: Tensor, size: int) -> Tensor:
     """``[..., r]`` bounds of the errors of computed singular values of matrices of this Frobenius norm.
 
-    A backward stable algorithm errs by ``p * eps * s_1``, and p is ours: 4 + 1.25 sqrt(size), size the longer side; the
-    largest error seen over random, graded, sparse and low-rank matrices up to 512 x 2304 is 0.85 sqrt(size). Values
-    that are nearly equal are worse off, as LAPACK neglects what couples them below 10 to 50 eps, and in constant,
-    block-constant and shifted identity matrices 5.7 sqrt(size) was seen: to those goes 50 + 8 sqrt(size). Then the
-    largest value may be off as well; what the sum of the squares differs from the squared norm is added everywhere.
+    A backward stable algorithm errs by ``p * eps * s_1``, and p is ours: 20 + 1.25 sqrt(size), size the longer side.
+    The largest error seen over random, graded, sparse and low-rank matrices up to 512 x 2304 is 0.85 sqrt(size), but
+    19 in one small matrix of signs; typical are 0.3. Values that are nearly equal are worse off, as LAPACK neglects
+    what couples them below 10 to 50 eps, and in constant, block-constant and shifted identity matrices 5.7 sqrt(size)
+    was seen: they get 50 + 8 sqrt(size), and so does the smallest value (2.6 sqrt(size) was seen in matrices of signs).
+    Where values are nearly equal the largest may be off as well; what the sum of the squares differs from the squared
+    norm is added to all.
     """
     largest, eps = values[..., :1].double(), torch.finfo(values.dtype).eps
     root = math.sqrt(size)
     gaps = values.diff(dim=-1).abs() <= _NEAR * eps * largest
-    near = F.pad(gaps, (1, 0)) | F.pad(gaps, (0, 1))
+    near = F.pad(gaps, (1, 0)) | F.pad(gaps, (0, 1), value=values.shape[-1] > 1)
     missing = (values.double().square().sum(-1) - norm.square()).abs()[..., None] / largest.clamp_min(EPS**4)
     missing = torch.where(gaps.any(-1, keepdim=True), missing, 0.0)
-    return torch.where(near, 50 + 8 * root, 4 + 1.25 * root) * eps * largest + missing
+    return torch.where(near, 50 + 8 * root, 20 + 1.25 * root) * eps * largest + missing
 
 
 def numel_of(x: Tensor) -> int:

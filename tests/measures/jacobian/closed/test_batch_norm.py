@@ -40,7 +40,7 @@ settings_of_a_layer = st.fixed_dictionaries(
     offset=st.sampled_from([0.0, 30.0]),
     seed=seeds,
 )
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_batch_norm(samples, channels, layout, options, training, zero, constant, dtype, offset, seed):
     kind, rest = layout
     layer = filled(kind(channels, dtype=dtype, **options), seed, zero).train(training)

@@ -54,7 +54,7 @@ def test_large_float32_matrices_stay_in_their_bound(kind, matrix):
     wrong = np.abs(values.double().numpy() - expected)
     assert (wrong <= error.double().numpy()).all()
     if kind == "random":
-        assert np.median(error.numpy() / wrong) <= 100
+        assert np.median(error.numpy() / wrong) <= 250  # a typical error is 0.3 roundings, the largest 20
 
 
 def test_a_parametrized_weight_is_used_as_it_is():

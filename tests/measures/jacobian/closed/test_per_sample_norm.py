@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -119,6 +119,7 @@ def test_interlacing_of_a_large_layer_norm():
     sparse=st.booleans(),
     seed=seeds,
 )
+@example(d=7, tau=0.0, levels=[0.0, 0.5, 0.0, 0.0, 1e-9, 0.5, 0.5 + 1e-13, 0.0], sparse=True, seed=0)
 @settings(max_examples=150)
 def test_a_damped_direction(d, tau, levels, sparse, seed):
     """Ties, zeros, near ties and directions without a share in some of the poles."""
