@@ -16,7 +16,7 @@ import torch
 import bnprobe
 
 # By name: each is a module with `add_arguments(parser)` and `run(...)`, which takes what the options are called.
-_BENCHMARKS = ("gpu", "gradient_growth", "growth", "overhead", "reading", "zoo")
+_BENCHMARKS = ("gpu", "gradient_growth", "growth", "overhead", "reading", "spectra", "zoo")
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
 
 def environment() -> dict[str, Any]:
     """What a reader needs to judge the figures."""
-    names = ("torch", "numpy", "pandas", "pyarrow")
+    names = ("torch", "numpy", "scipy", "pandas", "pyarrow")
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": platform.machine(),

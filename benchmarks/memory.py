@@ -28,7 +28,7 @@ import bnprobe
 from benchmarks.arms import ARMS, Arm, Plain
 from benchmarks.models import SUBJECTS, Subject, mlp, train_step
 
-__all__ = ["activation_bytes", "extra_memory", "main"]
+__all__ = ["activation_bytes", "extra_memory", "forget_peak", "main", "peak_so_far"]
 
 _REPEATS, _STEPS, _SECONDS = 3, 70, 12.0
 _ALLOWED_MB, _ALLOWED_SHARE = 10.0, 0.03  # the target: 10 MB and 3 % of the activations
@@ -47,7 +47,7 @@ def extra_memory(subject: Subject, arm: str = "probe") -> dict[str, Any]:
         "extra_mb": extra,
         "allowed_mb": allowed,
         "within": extra <= allowed,
-        "peak_since": "training began" if _forget_peak() else "the process began",
+        "peak_since": "training began" if forget_peak() else "the process began",
     }
 
 
@@ -80,7 +80,7 @@ def main() -> None:
     (arm,) = [one for one in (Plain, *ARMS) if one.name == arguments.arm]
     _load_libraries()
     steps = _train(subject, arm)
-    json.dump({"peak_mb": _peak_so_far(), "steps": steps}, sys.stdout)
+    json.dump({"peak_mb": peak_so_far(), "steps": steps}, sys.stdout)
 
 
 def _load_libraries() -> None:
@@ -95,7 +95,7 @@ def _train(subject: Subject, arm: type[Arm]) -> int:
     model, batch = subject.model(), subject.batch()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     watcher = arm(model, optimizer)
-    _forget_peak()
+    forget_peak()
     begin, steps = time.perf_counter(), 0
     while steps < _STEPS and time.perf_counter() - begin < _SECONDS:
         subject.step(watcher.forward, optimizer, batch)
@@ -106,7 +106,7 @@ def _train(subject: Subject, arm: type[Arm]) -> int:
     return steps
 
 
-def _forget_peak() -> bool:
+def forget_peak() -> bool:
     """Whether the system has let us forget this process's peak."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -115,7 +115,8 @@ def _forget_peak() -> bool:
     return True
 
 
-def _peak_so_far() -> float:
+def peak_so_far() -> float:
+    """This process's peak of resident memory in megabytes, since it was forgotten."""
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else ():
         if line.startswith("VmHWM:"):
