@@ -104,7 +104,7 @@ def test_spectra_run_by_name(monkeypatch):
 
 
 def test_the_table_of_a_small_resnet():
-    result = spectra.table(blocks=1, size=8, batch=2)
+    result = spectra.table(blocks=1, size=4, batch=4)
     assert (result["layers"], result["not_measured"], result["within"]) == (23, 0, True)
 
 
