@@ -72,6 +72,10 @@ def part_of(rank, rows):
         yield x[chosen], y[chosen], len(x)
 
 
+def probe_batch(rank):
+    return torch.randn(4, 6, generator=torch.Generator().manual_seed(rank))
+
+
 def steps(net, optimizer, data):
     for x, y, n in data:
         optimizer.zero_grad()
@@ -134,6 +138,13 @@ class Job:
 
     def saved(self):
         self.train("saved", make=batch_normed)
+
+    def measured(self):
+        """Each rank has a probe batch of its own; rank 0's is measured."""
+        found = {}
+        with noted(found):
+            self.train("measured", s.Spectra(probe_batch(self.rank), every=2, k=None), s.Moments(exact=True))
+        return found
 
     def joined(self):
         """Rank 1 has no data, then rank 0 has none."""

@@ -51,7 +51,7 @@ def launch(folder, seconds, *parts):
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory):
     folder = tmp_path_factory.mktemp("merged")
-    parts = ("exact", "sampled", "saved", "joined", "uneven", "static", "unused", "fsdp", "raising")
+    parts = ("exact", "sampled", "saved", "joined", "uneven", "static", "unused", "fsdp", "raising", "measured")
     return folder, launch(folder, 30, *parts)
 
 
@@ -639,3 +639,19 @@ def test_joined_tensors_seen_twice_stay_one_state():
     states = [whole.entries[Key(0, "train", *key)].states[0] for key in (("0", 0, "output"), ("1", 0, "input"))]
     assert states[0] is states[1]
     assert states[0].sample.count == 64
+
+
+def test_rank_0_measures_for_all(merged):
+    folder, found = merged
+    run = bnprobe.load(folder / "measured")
+    assert run.settings["ranks"] == [0, 1]
+    assert all(not found["measured", rank]["warnings"] for rank in "01")
+    frame = run.frame(place="jacobian")
+    assert set(frame["step"]) == {0, 2}
+    net = job.model()
+    net(next(job.part_of(0, job.ROWS))[0])
+    values = run.channels("1", "singular_value", place="jacobian").loc[0].to_numpy()
+    expected = bnprobe.spectrum(net, job.probe_batch(0), "1").values.mean(0)
+    np.testing.assert_allclose(values, expected, rtol=1e-9, atol=1e-12)
+    counts = run.frame(statistic="mean", layer="0", place="input")["count"]
+    assert counts.tolist() == [6 * sum(rows) for rows in job.ROWS]
