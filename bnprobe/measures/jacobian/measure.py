@@ -102,6 +102,7 @@ class Wanted:
     Attributes:
         largest, smallest: how many values; both None for all.
         per, method, memory, seed: as in :func:`spectrum`.
+        whole: whether values that were not asked for are kept where all of them come at once.
     """
 
     largest: int | None
@@ -110,6 +111,7 @@ class Wanted:
     method: Method
     memory: int
     seed: int
+    whole: bool = False
 
     @staticmethod
     def of(k: Any, per: Any, method: Any, memory: Any, seed: Any) -> "Wanted":
@@ -257,6 +259,8 @@ def _as_spectrum(found: SingularValues, wanted: Wanted, squares: tuple[Tensor, T
         sums = [sums[0].sum(keepdims=True), np.sqrt((sums[1] ** 2).sum(keepdims=True))]
         samples = 1
     largest, smallest = wanted.ends(min(m, n))
+    if wanted.whole and values.shape[1] == min(m, n):
+        largest, smallest = min(m, n), 0
     keep = [*range(largest), *range(values.shape[1] - smallest, values.shape[1])]
     return Spectrum(
         values=values[:, keep],

@@ -1,6 +1,7 @@
 """The singular values of every layer, as a table."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def spectra(
     Raises:
         ArgumentError, SelectionError: as in :func:`bnprobe.spectrum` and :func:`bnprobe.attach`.
     """
-    wanted = Wanted.of(k, per, method, memory, seed)
+    wanted = replace(Wanted.of(k, per, method, memory, seed), whole=True)
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     root, sites = unwrap(model), find_sites(model, layers)

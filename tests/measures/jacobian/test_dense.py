@@ -5,13 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from measures.jacobian.oracle import in_double, singular_values
 from torch import nn
 
 from bnprobe.errors import NotMeasuredError
 from bnprobe.hooks.segments import whole
 from bnprobe.measures.jacobian.dense import dense, dense_bytes, jacobian
 from bnprobe.measures.jacobian.operator import SegmentOperator
+from tests.measures.jacobian.oracle import in_double, singular_values
 
 
 class Matrix(nn.Module):

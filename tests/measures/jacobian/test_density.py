@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from measures.jacobian.matrices import Matrices, spectra, with_values
 
 from bnprobe.errors import ArgumentError
 from bnprobe.measures.jacobian.density import density, lanczos_density
 from bnprobe.measures.jacobian.laws import quarter_circle
+from tests.measures.jacobian.matrices import Matrices, spectra, with_values
 
 
 def area(found):

@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from measures.jacobian.matrices import Matrices, spectra, with_values
 from scipy.sparse.linalg import LinearOperator, svds
 
 from bnprobe.errors import ArgumentError, NotMeasuredError
 from bnprobe.measures.jacobian.lanczos import lanczos
+from tests.measures.jacobian.matrices import Matrices, spectra, with_values
 
 KINDS = (
     "uniform",

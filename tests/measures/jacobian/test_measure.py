@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from measures.jacobian.oracle import in_double, rounding_of, singular_values
-from measures.test_untouched import state, streams
 from torch import nn
 
 import bnprobe
 from bnprobe.errors import ArgumentError, NotMeasuredError, SelectionError
 from tests.cases import CASES, Residual, mlp
+from tests.measures.jacobian.oracle import in_double, rounding_of, singular_values
+from tests.measures.test_untouched import state, streams
 
 LAYERS = {
     "conv": lambda c: nn.Conv2d(c, c, 3, padding=1),

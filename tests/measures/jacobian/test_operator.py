@@ -5,7 +5,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from measures.jacobian.oracle import in_double, jacobian
 from torch import nn
 
 from bnprobe.errors import NotMeasuredError
@@ -13,6 +12,7 @@ from bnprobe.hooks.segments import cut, whole
 from bnprobe.measures.jacobian.operator import SegmentOperator
 from bnprobe.measures.untouched import untouched
 from tests.cases import CASES
+from tests.measures.jacobian.oracle import in_double, jacobian
 
 
 class Hidden(torch.autograd.Function):

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from measures.test_untouched import state, streams
 from torch import nn
 
 import bnprobe
 from bnprobe.errors import ArgumentError, SelectionError
 from tests.cases import CASES, Recurrent
+from tests.measures.test_untouched import state, streams
 
 
 class Odd(nn.Module):
@@ -104,3 +104,11 @@ def test_what_cannot_be_done_is_said(arguments, error, message):
 def test_the_progress_bar_shows_where_it_is(capsys):
     bnprobe.spectra(CASES["mlp"][0](), torch.randn(16, 6), progress=True)
     assert "7/7" in capsys.readouterr().err
+
+
+def test_values_that_come_all_at_once_all_count():
+    model, x = CASES["mlp"][0](), torch.randn(16, 6)
+    few, all_values = (bnprobe.spectra(model, x, k=k, progress=False) for k in ((2, 1), None))
+    assert few["share_near_one"].notna().all()
+    for name in ("max", "min", "mean_square", "share_near_one"):
+        np.testing.assert_allclose(few[name], all_values[name], err_msg=name)
