@@ -133,6 +133,10 @@ class SegmentOperator:
         graph, leaves = _graph(self._outputs), {id(one) for one in self._leaves}
         if not any(id(getattr(node, "variable", None)) in leaves for node in graph):
             raise NotMeasuredError("{1} does not depend on {0}".format(*self._segment.names))
+        pooled = any("MaxPool" in node.name() for node in graph)
+        if pooled and not all(bool(one.detach().isfinite().all()) for one in self._outputs):
+            # A window of nothing but padding: torch (2.13) writes its gradient outside of the tensor.
+            raise NotMeasuredError("the output of max pooling has values that are not finite")
         self._custom = any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in graph)
 
     def _differentiate_twice(self) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import bnprobe
 from bnprobe.errors import NotMeasuredError
 from bnprobe.hooks.segments import cut, whole
 from bnprobe.measures.jacobian.operator import SegmentOperator
@@ -228,3 +229,12 @@ def test_modes_of_the_user_do_not_matter():
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             torch.testing.assert_close(operator_of(model, x.clone()).rmatmat(torch.ones(1, 8, 2)), expected)
+
+
+def test_a_pooling_window_of_padding_alone_ends_no_process():
+    """Its gradient would be written outside of the tensor."""
+    layer, x = nn.MaxPool2d(2, 1, 1, dilation=2), torch.randn(2, 2, 1, 3)
+    assert not layer(x).isfinite().all()
+    for method in (None, "dense", "Lanczos"):
+        with pytest.raises(NotMeasuredError, match="max pooling has values that are not finite"):
+            bnprobe.spectrum(layer, x, k=1, method=method)
