@@ -36,21 +36,26 @@ _BATCHES = (16, 32, 64, 128, 256, 512)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``python -m benchmarks growth``."""
+    parser.add_argument("--parts", default="steps,layers,batch", help="separated by commas (default: all)")
     parser.add_argument("--seconds", type=float, default=10.0, help="measuring time of a point on a curve")
     parser.add_argument("--threads", type=int, default=2, help="torch's threads")
     parser.add_argument("--figure", type=Path, default=None, help="draw the curves into this file (docs/growth.png)")
 
 
-def run(seconds: float = 10.0, threads: int = 2, figure: Path | None = None) -> dict[str, Any]:
-    """The three curves, each with the number that says whether it grows as it may."""
+def run(
+    parts: str = "steps,layers,batch", seconds: float = 10.0, threads: int = 2, figure: Path | None = None
+) -> dict[str, Any]:
+    """The curves, each with the number that says whether it grows as it may; those that were asked for."""
     torch.set_num_threads(threads)
-    layers = _curve("layers", _DEPTHS, lambda n: Subject(f"mlp{n}", lambda: mlp(n), labelled(60, 784)), seconds)
-    sizes = _curve("batch", _BATCHES, lambda n: Subject(f"cnn{n}", small_cnn, labelled(n, 3, 32, 32)), seconds)
-    result = {
-        "steps": _with_steps(),
-        "layers": layers | _line(layers["points"]),
-        "batch": sizes | _slope(sizes["points"]),
-    }
+    wanted, result = parts.split(","), {}
+    if "layers" in wanted:
+        layers = _curve("layers", _DEPTHS, lambda n: Subject(f"mlp{n}", lambda: mlp(n), labelled(60, 784)), seconds)
+        result["layers"] = layers | _line(layers["points"])
+    if "batch" in wanted:
+        sizes = _curve("batch", _BATCHES, lambda n: Subject(f"cnn{n}", small_cnn, labelled(n, 3, 32, 32)), seconds)
+        result["batch"] = sizes | _slope(sizes["points"])
+    if "steps" in wanted:
+        result["steps"] = _with_steps()
     if figure is not None:
         draw(result, figure)
     return result
@@ -128,10 +133,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
+    labels = {"layers": "hidden layers of an MLP, batch 60", "batch": "batch of a small CNN at 32 x 32"}
+    shown = {name: label for name, label in labels.items() if name in result}
     with sns.axes_style("whitegrid"), mpl.rc_context({"font.size": 9}):
-        figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-        labels = {"layers": "hidden layers of an MLP, batch 60", "batch": "batch of a small CNN at 32 x 32"}
-        for axis, (name, label) in zip(axes, labels.items(), strict=True):
+        figure, axes = plt.subplots(1, len(shown), figsize=(4 * len(shown), 3), layout="constrained", squeeze=False)
+        for axis, (name, label) in zip(axes.flat, shown.items(), strict=True):
             points = pd.DataFrame(result[name]["points"])
             for (column, who), colour in zip(
                 {"extra_ms": "what the probe adds", "plain_ms": "the step itself"}.items(),
@@ -143,9 +149,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
             axis.fill_between(points[name], low, high, alpha=0.2, color=sns.color_palette("colorblind")[0], lw=0)
             axis.set(xlabel=label, ylabel="ms a step")
             axis.legend(frameon=False)
-        axes[1].set(xscale="log", yscale="log")
-        axes[1].set_xticks(list(_BATCHES), [str(one) for one in _BATCHES])
-        axes[1].minorticks_off()
+            if name == "batch":
+                axis.set(xscale="log", yscale="log")
+                axis.set_xticks(list(_BATCHES), [str(one) for one in _BATCHES])
+                axis.minorticks_off()
         sns.despine(figure)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
