@@ -51,7 +51,7 @@ def launch(folder, seconds, *parts):
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory):
     folder = tmp_path_factory.mktemp("merged")
-    parts = ("exact", "sampled", "saved", "joined", "uneven", "static", "unused", "fsdp", "raising", "measured")
+    parts = ("exact", "sampled", "saved", "joined", "uneven", "static", "unused", "fsdp", "measured", "raising")
     return folder, launch(folder, 30, *parts)
 
 

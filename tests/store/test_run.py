@@ -102,7 +102,10 @@ def test_a_layer_that_is_in_no_inventory_can_be_asked_for(tmp_path: Path) -> Non
         ({"statistic": ["mean", "median"]}, "has no statistic 'median'; near: 'mean'; there is: 'mean', 'quantile'"),
         ({"layer": "lat"}, "has no layer 'lat'; near: 'late'; there is: 'late', 'early'"),
         ({"layer": ["early", "x"]}, "has no layer 'x'; there is: 'late', 'early'"),
-        ({"place": "in"}, r"place must be one of input, output, grad_output, weight \(or .* 'output.1'\); got 'in'"),
+        (
+            {"place": "in"},
+            r"place must be one of input, output, grad_output, weight, jacobian \(or .* 'output.1'\); got 'in'",
+        ),
         ({"phase": "training"}, "phase must be one of train, eval; got 'training'"),
     ],
 )
