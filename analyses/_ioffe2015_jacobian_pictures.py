@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 import bnprobe
+from analyses.pictures import as_figure
 from bnprobe.measures.jacobian.laws import quarter_circle
 from bnprobe.plots import recorded_spectrum, sorted_spectra, style
 from bnprobe.report import Figure, Table
@@ -46,7 +46,7 @@ def _sorted(results: "Results") -> Figure:
         top = max(float(np.quantile(values, 0.98)) for values in shown.values())
         ax.set_ylim(0, max(2.1, 1.1 * top))
         ax.set_title("")
-    return _shown(
+    return as_figure(
         ax,
         "Singular values between two normalized vectors, from the largest down, over the share of values that are "
         "larger; seed 0, of the hidden layer at 4 test images together. Grey: what counts as close to 1. Dashed: the "
@@ -65,19 +65,13 @@ def _training(results: "Results") -> Figure:
         high = max(ax.get_ylim()[1] for ax in axes)
         for ax in axes:
             ax.set_ylim(low, high)
-    return _shown(
+    return as_figure(
         axes[0],
         f"Singular values of {_WATCHED}, which are those of its weights, as a probe recorded them during training; "
         "seed 0.",
         "Two panels of bands over training steps: the singular values of a linear layer without and with batch norm.",
         wide=True,
     )
-
-
-def _shown(ax: Axes, caption: str, alt: str, *, wide: bool = False) -> Figure:
-    drawing = ax.get_figure(root=True)
-    assert drawing is not None, "Axes that were just drawn on have a figure"
-    return Figure(drawing, caption, alt, wide)
 
 
 def _jacobians(results: "Results") -> Table:

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 import bnprobe
 from analyses._ioffe2015_results import LAST, SHARED, STD, Arm, Results
-from analyses.pictures import ARM_COLORS, Lines, learning_curves, percentile_band, shares
+from analyses.pictures import ARM_COLORS, Lines, as_figure, learning_curves, percentile_band, shares
 from analyses.travel import LEVELS, UnitPaths, over_units
 from bnprobe.plots import drift_map, style
 from bnprobe.report import Figure, Table
@@ -59,7 +59,7 @@ def _figure_1(results: Results) -> Figure:
         rest[0].set_ylabel(f"input of a sigmoid of {LAST.split('.')[0]}")
         _common_limits(rest)
     rate = SHARED[0].learning_rate
-    return _shown(
+    return as_figure(
         left,
         f"As figure 1 of the paper, on {results.dataset.name}, both networks at learning rate {rate:g}. "
         f"a) Test accuracy, {_over_seeds(results)}; the dotted line is "
@@ -70,12 +70,6 @@ def _figure_1(results: Results) -> Figure:
         "percentile of a sigmoid's input over training steps without and with batch norm.",
         wide=True,
     )
-
-
-def _shown(ax: Axes, caption: str, alt: str, *, wide: bool = False) -> Figure:
-    drawing = ax.get_figure(root=True)
-    assert drawing is not None, "Axes that were just drawn on have a figure"
-    return Figure(drawing, caption, alt, wide)
 
 
 def _over_seeds(results: Results) -> str:
@@ -95,7 +89,7 @@ def _drift(results: Results) -> Figure:
             drift_map(results.runs(arm)[0], ax=ax, place="input", phase="eval")
             ax.set_title(name)
         _common_colors([ax.collections[0] for ax in axes])
-    return _shown(
+    return as_figure(
         axes[0],
         "How far the distribution of each layer's input over the test images has moved since before the first step: "
         "Wasserstein-1 distance in standard deviations of the first record, seed 0. Both maps have the same colours. "
@@ -124,7 +118,7 @@ def _travels(results: Results) -> Figure:
         ax.set_xlabel("travel of the median, in interquartile ranges")
         ax.set_ylabel("share of units")
         ax.legend(loc="best", frameon=False)
-    return _shown(
+    return as_figure(
         ax,
         f"Travel of all units of the last hidden layer from step {results.scale.settle:,} on, one line a seed: the "
         "share of units that travel at most so far. Claim C1b is judged by the middle of these lines.",
@@ -140,7 +134,7 @@ def _own_rates(results: Results) -> Figure:
             for name, arm in zip(_NAMES, own, strict=True)
         }
         learning_curves(ax, arms, "test accuracy")
-    return _shown(
+    return as_figure(
         ax,
         "Test accuracy with each network at its own best learning rate, up to the step of comparison, "
         f"{_over_seeds(results)}.",

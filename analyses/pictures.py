@@ -9,8 +9,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from numpy.typing import NDArray
 
 from bnprobe.plots import style
+from bnprobe.report import Figure
 
-__all__ = ["ARM_COLORS", "Lines", "learning_curves", "percentile_band", "shares"]
+__all__ = ["ARM_COLORS", "Lines", "as_figure", "learning_curves", "percentile_band", "shares"]
 
 ARM_COLORS = (style.PALETTE[1], style.PALETTE[0])  # without, with batch norm
 
@@ -67,3 +68,10 @@ def shares(ax: Axes, values: Array, color: str, label: str | None) -> Axes:
     ax.step(ordered, np.arange(1, len(ordered) + 1) / max(1, len(ordered)), where="post", color=color, label=label,
             linewidth=1.1)  # fmt: skip
     return ax
+
+
+def as_figure(ax: Axes, caption: str, alt: str, *, wide: bool = False) -> Figure:
+    """The figure of some Axes, for a page."""
+    drawing = ax.get_figure(root=True)
+    assert drawing is not None, "Axes that were just drawn on have a figure"
+    return Figure(drawing, caption, alt, wide)

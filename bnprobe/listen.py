@@ -160,6 +160,8 @@ class Reader:
         seen = Observation(site, lane.place, one.tensor, axis, self._sampler, moments, before, None, one.buffers)
         if before is None:
             self.taps.remember(one.tensor, seen)
+            if moments is not None:
+                self._collector.bytes += moments.nbytes
         self._keep(spot, seen, one.tensor)
         return seen
 

@@ -873,3 +873,11 @@ def test_a_statistic_of_inputs_alone_reads_what_a_layer_before_has_shown(statist
     assert "2" in set(found.layer)
     assert set(found.place) == {"input"}
     assert found.value.notna().all()
+
+
+def test_what_autograd_saved_counts_among_what_waits():
+    model, x = nn.LayerNorm(4), torch.randn(4096, 4)
+    with bnprobe.attach(model, s.Moments(places=("input",))) as probe:
+        model(x)
+        waiting = probe._collector.bytes
+    assert waiting >= 2 * 4 * 4096 + 2048 * 4  # mean and inverse deviation of each row, and the sample
