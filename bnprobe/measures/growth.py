@@ -15,6 +15,7 @@ from bnprobe.hooks.outputs import outputs_at
 from bnprobe.hooks.segments import arguments_of, outputs_of
 from bnprobe.hooks.sites import LayerChoice, find_sites, unwrap
 from bnprobe.hooks.tensors import with_tensors
+from bnprobe.measures.loss import Loss, checked_loss
 from bnprobe.measures.untouched import untouched
 
 __all__ = ["GradientGrowth", "gradient_growth"]
@@ -23,8 +24,6 @@ __all__ = ["GradientGrowth", "gradient_growth"]
 # vector at the output.
 _SKIP = 3
 _WEIGHTED = ("conv", "linear")
-
-Loss = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def gradient_growth(
         result, outputs = outputs_at(root, chosen, _runner(model, root, x, loss))
         if not outputs:
             raise NotMeasuredError("no chosen layer was called with gradients; layers= chooses others")
-        ends = [_scalar(result)] if loss is not None else outputs_of(root, result)
+        ends = [checked_loss(result)] if loss is not None else outputs_of(root, result)
         ends = [one for one in ends if one.requires_grad]
         norms = _squared_norms(ends, list(outputs.values()), loss is None, repeats, generator)
     if not norms.any():
@@ -126,13 +125,6 @@ def _runner(model: nn.Module, root: nn.Module, x: Any, loss: Loss | None) -> Cal
         return root(*args, **kwargs)
 
     return run
-
-
-def _scalar(result: Any) -> Tensor:
-    if not isinstance(result, Tensor) or result.numel() != 1 or not result.requires_grad:
-        shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-        raise NotMeasuredError(f"the loss must be one number with a gradient; got {shape}")
-    return result
 
 
 def _squared_norms(
