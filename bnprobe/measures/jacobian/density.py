@@ -1,177 +1,181 @@
-"""Densities of singular values: by stochastic Lanczos quadrature, and from all values."""
+"""Densities of singular values on a logarithmic axis, each with its error."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from bnprobe.errors import ArgumentError
-from bnprobe.measures.jacobian.operator import Operator
 
-__all__ = ["Density", "density", "lanczos_density"]
+__all__ = ["Density", "Nodes", "density"]
 
-_POINTS = 201
+Array = NDArray[np.float64]
+
 _DECADES = 6.0  # ours: below a millionth of the largest value there is the rounding of single precision
-_WIDTH = 0.1  # ours: a tenth of a factor e, wider than what 64 steps resolve in most of a spectrum
-_MARGIN = 4.0  # widths of the kernel beyond the largest value
+_POINTS = 200
+_REACH = 3.0  # widths of the kernel beyond the outermost values
+_LEAST, _LEAST_OF_NODES = 1e-2, 0.1  # ours: the finest kernel; wider than what 64 steps resolve in most of a spectrum
+_AT_ONCE = 512  # values whose kernels are added up together
 
 
 @dataclass(frozen=True)
 class Density:
-    """Density of the natural logarithms of singular values, smoothed by a Gaussian kernel.
+    """Density of the natural logarithm of the singular values, smoothed by a Gaussian kernel.
 
     Attributes:
-        grid: ``[G]``, logarithms of singular values, ascending.
-        density: ``[N, G]``; its integral over all logarithms is 1 less ``below``.
-        error: ``[N, G]``, standard error over probe vectors; 0 where all values are known.
-        below: ``[N]``, share of the values that are below the grid: those that are 0 have no logarithm.
+        grid: ``[G]`` values of ln s, ascending.
+        density: ``[N, G]``: share of the values per unit of ln s. Values of 0 have no logarithm: its integral over all
+            logarithms is 1 less their share.
+        error: ``[N, G]``: where all values are known, the largest change that their errors can make. Of a partial
+            spectrum to that are added a bound, often a wide one, of what its quadrature does not resolve, and the
+            standard error over random vectors.
+        below: ``[N]``, share of the values that are below the grid, zeros among them.
         width: standard deviation of the kernel.
     """
 
-    grid: Tensor
-    density: Tensor
-    error: Tensor
-    below: Tensor
+    grid: Array
+    density: Array
+    error: Array
+    below: Array
     width: float
 
 
-def density(values: Tensor, grid: Tensor | None = None, *, width: float = _WIDTH) -> Density:
-    """Density of values that are all known.
+@dataclass(frozen=True)
+class Nodes:
+    """Weighted points that stand for all singular values of N Jacobians: the values themselves, or a quadrature.
 
-    Args:
-        values: ``[N, k]``, all singular values.
-        grid: ``[G]``, logarithms of singular values, ascending; default six decades down from the largest, ours.
-        width: standard deviation of the kernel in logarithms.
+    Attributes:
+        values: ``[N, P, p]``: P sets of points, of which each stands for all values of a Jacobian.
+        weights: ``[N, P, p]``; those of a set add up to 1.
+        error: ``[N, P, p]``, what each point may be off.
+        count: how many values of a Jacobian they stand for.
+        gauss: ``[N, P]``, whether a set is a Gauss quadrature of more values than it has points; None where points are
+            singular values, and sets no random draws.
+    """
+
+    values: Array
+    weights: Array
+    error: Array
+    count: int
+    gauss: NDArray[np.bool_] | None = None
+
+    @staticmethod
+    def of_all(values: Array, error: Array) -> "Nodes":
+        """Those of spectra ``[N, k]`` that are complete."""
+        every, off = (np.asarray(one, np.float64)[:, None] for one in (values, error))
+        return Nodes(every, np.full(every.shape, 1 / every.shape[2]), off, every.shape[2])
+
+    def of_each(self, samples: int) -> "Nodes":
+        """Those of one Jacobian for as many that are the same; of as many, the same."""
+        every = [self.values, self.weights, self.error]
+        values, weights, error = (np.broadcast_to(one, (samples, *one.shape[1:])) for one in every)
+        gauss = None if self.gauss is None else np.broadcast_to(self.gauss, (samples, *self.gauss.shape[1:]))
+        return Nodes(values, weights, error, self.count, gauss)
+
+    def of_batch(self) -> "Nodes":
+        """N independent Jacobians as one, that of the whole batch: each set holds those of all samples."""
+        samples, sets, points = self.values.shape
+        values, weights, error = (
+            one.transpose(1, 0, 2).reshape(1, sets, samples * points)
+            for one in (self.values, self.weights / samples, self.error)
+        )
+        gauss = None if self.gauss is None else np.asarray(self.gauss.any(0, keepdims=True), np.bool_)
+        return Nodes(values, weights, error, samples * self.count, gauss)
+
+
+def density(nodes: Nodes, grid: ArrayLike | None = None, width: float | None = None) -> Density:
+    """The density of what nodes stand for; arguments as for :meth:`bnprobe.Spectrum.log_density`.
 
     Raises:
-        ArgumentError: no values, or a width that is not positive.
+        ArgumentError: the width is not positive, or the grid not ascending numbers.
     """
-    if values.dim() != 2 or not values.numel():
-        raise ArgumentError(f"values must be [N, k] with at least one value; got {tuple(values.shape)}")
-    _check(width)
-    nodes = values.double()
-    grid = _grid(float(nodes.max()), width) if grid is None else grid.double()
-    smooth, below = _smooth(nodes, torch.full_like(nodes, 1 / nodes.shape[1]), grid, width)
-    return Density(grid, smooth, torch.zeros_like(smooth), below, width)
+    logs, weights = _shown(nodes)
+    if width is None:
+        width = _scott(logs, weights, nodes)
+    if not (width > 0 and math.isfinite(width)):
+        raise ArgumentError(f"width must be a positive number; got {width!r}")
+    at = _grid(logs, width) if grid is None else np.asarray(grid, np.float64)
+    if at.ndim != 1 or not at.size or not np.isfinite(at).all() or (np.diff(at) <= 0).any():
+        raise ArgumentError(f"grid must be ascending numbers [G], values of ln s; got shape {at.shape}")
+    each, off = _smooth(nodes, at, width)
+    mean, error = each.mean(1), off.mean(1)
+    if nodes.gauss is not None:
+        error = error + each.std(1, ddof=1) / math.sqrt(each.shape[1])
+    with np.errstate(divide="ignore"):
+        below = (nodes.weights * (np.log(nodes.values) < at[0])).sum(2).mean(1)
+    return Density(at, mean, error, below, float(width))
 
 
-def lanczos_density(
-    operator: Operator,
-    grid: Tensor | None = None,
-    *,
-    probes: int = 16,
-    steps: int = 64,
-    width: float = _WIDTH,
-    generator: torch.Generator | None = None,
-) -> Density:
-    r"""Density by stochastic Lanczos quadrature, of the :math:`\min(m, n)` singular values of each Jacobian.
+def _shown(nodes: Nodes) -> tuple[Array, Array]:
+    """Logarithms and weights of what a grid has to show."""
+    shown = (nodes.values > nodes.values.max(initial=0.0) * 10**-_DECADES) & (nodes.weights > 0)
+    return np.log(nodes.values[shown]), nodes.weights[shown]
 
-    For a random unit vector v of the smaller side, Golub-Kahan bidiagonalization gives nodes :math:`\theta_k` and
-    weights :math:`\tau_k^2` (squared first components of the right singular vectors of the bidiagonal matrix) with
-    :math:`E \sum_k \tau_k^2 f(\theta_k) \approx \frac{1}{\min(m, n)} \sum_i f(s_i)` for smooth f, here the kernel
-    (Ubaru, Chen & Saad 2017). ``error`` is the standard error over probe vectors. What it does not hold is the
-    error of the quadrature: details finer than the steps resolve, at a distance from 0 of about the largest value
-    over the number of steps, are smoothed.
 
-    Args:
-        operator: N Jacobians ``[m, n]``.
-        grid: ``[G]``, logarithms of singular values, ascending; default six decades down from the largest, ours.
-        probes: random vectors, at least 2; default 16, ours: standard errors to a fifth of themselves.
-        steps: of the bidiagonalization; default 64, ours.
-        width: standard deviation of the kernel in logarithms.
-        generator: of the random vectors; default one of its own with a fixed seed.
+def _scott(logs: Array, weights: Array, nodes: Nodes) -> float:
+    """Scott's rule: standard deviations times count^(-1/5)."""
+    if not logs.size:
+        return 1.0
+    middle = np.average(logs, weights=weights)
+    spread = math.sqrt(np.average((logs - middle) ** 2, weights=weights))
+    rule: float = spread * nodes.count**-0.2
+    return max(rule, _LEAST if nodes.gauss is None else _LEAST_OF_NODES)
 
-    Raises:
-        ArgumentError: fewer than two probes, no steps, or a width that is not positive.
+
+def _grid(logs: Array, width: float) -> Array:
+    low, high = (logs.min(), logs.max()) if logs.size else (-1.0, 1.0)
+    low, high = low - _REACH * width, high + _REACH * width
+    return np.linspace(low, high, max(_POINTS, math.ceil((high - low) / (width / 2)) + 1))
+
+
+def _smooth(nodes: Nodes, grid: Array, width: float) -> tuple[Array, Array]:
+    """Density of every set of nodes ``[N, P, G]``, and how far it may be off that of all values seen by its vector."""
+    samples, sets, _ = nodes.values.shape
+    found, off = np.zeros((2, samples, sets, len(grid)))
+    for place in np.ndindex(samples, sets):
+        values, weights, error = (one[place] for one in (nodes.values, nodes.weights, nodes.error))
+        found[place], off[place] = _kernels(values, weights, error, grid, width)
+        if nodes.gauss is not None and nodes.gauss[place]:
+            off[place] += _unresolved(values, weights, grid, width)
+    return found, off
+
+
+def _kernels(values: Array, weights: Array, error: Array, grid: Array, width: float) -> tuple[Array, Array]:
+    """Sum of kernels at ``values`` ``[p]``, and how much it may change, each value within its own error."""
+    total, moved = np.zeros((2, len(grid)))
+    at = grid[:, None]
+    for start in range(0, len(values), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        value, off = values[part], error[part]
+        with np.errstate(divide="ignore"):
+            low, middle, high = (np.log(one) for one in ((value - off).clip(0), value, value + off))
+        here = _bump(at - middle, width)
+        most, least = _bump(at.clip(low, high) - at, width), _bump(np.maximum(at - low, high - at), width)
+        total += here @ weights[part]
+        moved += np.maximum(most - here, here - least) @ weights[part]
+    return total, moved
+
+
+def _unresolved(values: Array, weights: Array, grid: Array, width: float) -> Array:
+    r"""How far a Gauss quadrature's sum of kernels may be off, ``[G]``.
+
+    Up to a node the share of the values is at least the weights before it and at most those before it and its own
+    (Chebyshev, Markov & Stieltjes; Szego 1939, section 3.41): between two nodes it is known to the larger of their
+    weights, and :math:`\int K \, d(F - F_q) = - \int K' (F - F_q)`.
     """
-    _check(width)
-    if probes < 2 or steps < 1:
-        raise ArgumentError(f"probes must be at least 2 and steps at least 1; got {probes!r} and {steps!r}")
-    tall = operator.shape[0] >= operator.shape[1]
-    forth, back = (operator.matmat, operator.rmatmat) if tall else (operator.rmatmat, operator.matmat)
-    size = min(operator.shape)
-    generator = generator or torch.Generator(operator.device).manual_seed(0)
-    drawn = torch.randn(operator.samples, size, probes, generator=generator, device=generator.device)
-    start = (drawn / drawn.norm(dim=1, keepdim=True)).to(operator.device, operator.dtype)
-    bidiagonal = _bidiagonalize(forth, back, start, min(steps, size))
-    _, nodes, right = torch.linalg.svd(bidiagonal)  # [N, probes, steps]
-    weights = right[..., 0] ** 2
-    grid = _grid(float(nodes.max()), width) if grid is None else grid.double()
-    flat, below = _smooth(nodes.flatten(0, 1), weights.flatten(0, 1), grid, width)
-    each = flat.reshape(operator.samples, probes, -1)
-    error = each.std(1) / math.sqrt(probes)
-    return Density(grid, each.mean(1), error, below.reshape(operator.samples, probes).mean(1), width)
+    order = np.argsort(values)
+    with np.errstate(divide="ignore"):
+        ends = np.concatenate([[-np.inf], np.log(values[order]), [np.inf]])
+    share = np.pad(weights[order], 1)
+    at = grid[:, None]
+    height = _bump(at - ends, width)
+    climb = np.abs(np.diff(height, axis=1))
+    over = 2 * _bump(np.zeros(1), width) - height[:, 1:] - height[:, :-1]  # up to the top of the kernel, and down
+    change: Array = np.where((ends[:-1] <= at) & (at < ends[1:]), over, climb)
+    return change @ np.maximum(share[1:], share[:-1])
 
 
-Product = Callable[[Tensor], Tensor]
-
-
-def _bidiagonalize(forth: Product, back: Product, start: Tensor, steps: int) -> Tensor:
-    """Upper bidiagonal matrices ``[N, probes, steps, steps]`` of J, one for each column of ``start``.
-
-    Vectors of both sides are orthogonalized against all earlier ones.
-    """
-    samples, size, probes = start.shape
-
-    def apply(product: Product, vectors: Tensor) -> Tensor:
-        return product(vectors.reshape(samples, probes, -1).mT).mT.reshape(samples * probes, -1)
-
-    v = start.mT.reshape(samples * probes, size)
-    result = torch.zeros(samples * probes, steps, steps, dtype=torch.float64, device=v.device)
-    rights = v.new_zeros(samples * probes, steps, size)
-    lefts, scale = v[:, None, :0], v.new_zeros(samples * probes, 1)
-    for step in range(steps):
-        rights[:, step] = v
-        u = apply(forth, v)
-        if not step:
-            lefts = u.new_zeros(samples * probes, steps, u.shape[1])
-        u, alpha, scale = _unit(_without(u, lefts[:, :step]), scale)
-        lefts[:, step] = u
-        v, beta, scale = _unit(_without(apply(back, u), rights[:, : step + 1]), scale)
-        result[:, step, step] = alpha[:, 0]
-        if step + 1 < steps:
-            result[:, step, step + 1] = beta[:, 0]
-    return result.reshape(samples, probes, steps, steps)
-
-
-def _without(vectors: Tensor, basis: Tensor) -> Tensor:
-    """``[R, n]`` without what lies along the rows of ``[R, p, n]``; twice is enough (Parlett 1998, section 6.9)."""
-    for _ in range(2):
-        along = (basis @ vectors[:, :, None]).mT
-        vectors = vectors - (along @ basis)[:, 0]
-    return vectors
-
-
-def _unit(vectors: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit vectors, their lengths, and the largest length so far; nothing, of length 0, where rounding is all."""
-    length = vectors.norm(dim=-1, keepdim=True)
-    scale = torch.maximum(scale, length)
-    none = length <= 4 * torch.finfo(vectors.dtype).eps * math.sqrt(vectors.shape[-1]) * scale
-    length = length.masked_fill(none, 0.0)
-    return torch.where(none, 0.0, vectors / torch.where(none, 1.0, length)), length, scale
-
-
-def _check(width: float) -> None:
-    if not width > 0:
-        raise ArgumentError(f"width must be positive; got {width!r}")
-
-
-def _grid(largest: float, width: float) -> Tensor:
-    top = math.log(largest) if largest > 0 else 0.0
-    low = top - _DECADES * math.log(10)
-    return torch.linspace(low, top + _MARGIN * width, _POINTS, dtype=torch.float64)
-
-
-def _smooth(nodes: Tensor, weights: Tensor, grid: Tensor, width: float) -> tuple[Tensor, Tensor]:
-    """Density ``[R, G]`` of weighted nodes ``[R, k]``, and the weight ``[R]`` of those below the grid."""
-    logarithms = nodes.clamp(min=torch.finfo(torch.float64).tiny).log()
-    seen = (logarithms >= grid[0].to(nodes.device)) & (nodes > 0)
-    kept = torch.where(seen, weights, 0.0)
-    rows = []
-    for logarithm, weight in zip(logarithms, kept, strict=True):  # [G, k] of one row at a time
-        distance = (grid.to(nodes.device)[:, None] - logarithm) / width
-        rows.append(torch.exp(-(distance**2) / 2) @ weight)
-    below = torch.where(seen, 0.0, weights).sum(1)
-    return torch.stack(rows) / (width * math.sqrt(2 * math.pi)), below
+def _bump(distance: Array, width: float) -> Array:
+    bump: Array = np.exp(-((distance / width) ** 2) / 2) / (math.sqrt(2 * math.pi) * width)
+    return bump

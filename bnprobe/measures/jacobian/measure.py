@@ -16,9 +16,11 @@ from bnprobe.hooks.segments import Segment, SegmentChoice, cut
 from bnprobe.hooks.sites import unwrap
 from bnprobe.measures.jacobian.closed import closed_form
 from bnprobe.measures.jacobian.dense import dense, dense_bytes
+from bnprobe.measures.jacobian.density import Nodes
 from bnprobe.measures.jacobian.frozen import FrozenBatchStatistics
 from bnprobe.measures.jacobian.lanczos import lanczos
 from bnprobe.measures.jacobian.operator import SegmentOperator
+from bnprobe.measures.jacobian.quadrature import quadrature
 from bnprobe.measures.jacobian.rounding import Reference
 from bnprobe.measures.jacobian.spectrum import Spectrum
 from bnprobe.measures.jacobian.values import SingularValues
@@ -46,6 +48,7 @@ def spectrum(
     method: Method = None,
     memory: int = 2**30,
     seed: int = 0,
+    density: bool = False,
 ) -> Spectrum:
     """Singular values of d(output)/d(input) of a model, of one of its layers, or of what lies between two layers.
 
@@ -75,7 +78,10 @@ def spectrum(
             values (layer, group, instance norm) are differentiated in every view.
         method: None: closed form if there is one, else dense or Lanczos, by size; or which of them to use.
         memory: bytes for matrices and vectors; default 1 GiB, ours. The model's own activations come on top.
-        seed: of the vectors at which Lanczos starts.
+        seed: of the vectors at which Lanczos starts, and of all random ones.
+        density: whether :meth:`bnprobe.Spectrum.log_density` is to work although ``k`` asks for some of the values. The
+            density is then estimated by stochastic Lanczos quadrature, with its error: 64 more products from either
+            side with 16 random vectors, which have to fit into ``memory``. All values (``k=None``) need no estimate.
 
     Returns:
         The values with their errors.
@@ -86,7 +92,7 @@ def spectrum(
         NotMeasuredError: there is no Jacobian (token numbers, no dependence, values that are not finite), or not in
             this memory or by this method; the message says why.
     """
-    wanted = Wanted.of(k, per, method, memory, seed)
+    wanted = replace(Wanted.of(k, per, method, memory, seed), density=density)
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     root = unwrap(model)
@@ -103,6 +109,7 @@ class Wanted:
         largest, smallest: how many values; both None for all.
         per, method, memory, seed: as in :func:`spectrum`.
         whole: whether values that were not asked for are kept where all of them come at once.
+        density: whether a partial spectrum keeps what its density is made of.
     """
 
     largest: int | None
@@ -112,6 +119,7 @@ class Wanted:
     memory: int
     seed: int
     whole: bool = False
+    density: bool = False
 
     @staticmethod
     def of(k: Any, per: Any, method: Any, memory: Any, seed: Any) -> "Wanted":
@@ -192,9 +200,14 @@ def _of_operator(segment: Segment, begin: Callable[[], None], wanted: Wanted) ->
     else:
         generator = torch.Generator().manual_seed(wanted.seed)
         found = lanczos(operator, largest, smallest, generator=generator, memory=wanted.memory)
-        rounded = reference.rounding(operator)[:, None].to(found.error)
-        found = replace(found, error=found.error + rounded)
-    squares = _squares(operator, wanted.seed) if found.values.shape[1] < min(operator.shape) else None
+        rounded = reference.rounding(operator)
+        found = replace(found, error=found.error + rounded[:, None].to(found.error))
+    squares, nodes = None, None
+    if found.values.shape[1] < min(operator.shape):
+        squares = _squares(operator, wanted.seed)
+        if wanted.density:
+            generator = torch.Generator().manual_seed(wanted.seed)
+            nodes = quadrature(operator, rounding=rounded, generator=generator, memory=wanted.memory)
     samples = samples or len(found.values)
     found = replace(
         found,
@@ -202,7 +215,7 @@ def _of_operator(segment: Segment, begin: Callable[[], None], wanted: Wanted) ->
         error=found.error.expand(samples, -1),
         coupled=interacting and operator.batch != 1,
     )
-    return _as_spectrum(found, wanted, squares)
+    return _as_spectrum(found, wanted, squares, nodes)
 
 
 def _one_for_all(segment: Segment) -> tuple[int, Segment]:
@@ -245,22 +258,30 @@ def _squares(operator: SegmentOperator, seed: int) -> tuple[Tensor, Tensor]:
     return products.mean(1), products.std(1) / _PROBES**0.5
 
 
-def _as_spectrum(found: SingularValues, wanted: Wanted, squares: tuple[Tensor, Tensor] | None = None) -> Spectrum:
+def _as_spectrum(
+    found: SingularValues, wanted: Wanted, squares: tuple[Tensor, Tensor] | None = None, nodes: Nodes | None = None
+) -> Spectrum:
     """Of what was found, the values that were asked for, seen as it was asked for."""
     values, error = (one.detach().double().cpu().numpy() for one in (found.values, found.error))
     (m, n), samples, which = found.shape, len(values), found.which
     sums = None if squares is None else [one.expand(samples).numpy() for one in squares]
     if sums is None:
         sums = [(values**2).sum(1), (2 * values * error + error**2).sum(1)]
+    if nodes is not None:
+        nodes = nodes.of_each(samples)
     if wanted.per == "batch" and not found.coupled and samples > 1:
         order = np.argsort(-values, axis=None, kind="stable")
         values, error = values.reshape(-1)[order][None], error.reshape(-1)[order][None]
         (m, n), which = (samples * m, samples * n), (values.shape[1] if squares is None else which[0], which[1])
         sums = [sums[0].sum(keepdims=True), np.sqrt((sums[1] ** 2).sum(keepdims=True))]
+        nodes = None if nodes is None else nodes.of_batch()
         samples = 1
     largest, smallest = wanted.ends(min(m, n))
-    if wanted.whole and values.shape[1] == min(m, n):
+    whole = values.shape[1] == min(m, n)
+    if whole and wanted.whole:
         largest, smallest = min(m, n), 0
+    if whole and wanted.density and largest + smallest < min(m, n):
+        nodes = Nodes.of_all(values, error)
     keep = [*range(largest), *range(values.shape[1] - smallest, values.shape[1])]
     return Spectrum(
         values=values[:, keep],
@@ -272,4 +293,5 @@ def _as_spectrum(found: SingularValues, wanted: Wanted, squares: tuple[Tensor, T
         frozen=wanted.per == "sample",
         squares=sums[0],
         squares_error=sums[1],
+        nodes=nodes,
     )
