@@ -146,7 +146,7 @@ class Segment:
         finally:
             for handle in handles:
                 handle.remove()
-        raise NotMeasuredError(f"in this forward there is no {self.names[1]} after {self.names[0]}")
+        raise NotMeasuredError(f"in this forward {self.names[1]} does not come after {self.names[0]}")
 
 
 def whole(module: nn.Module, x: Any) -> Segment:

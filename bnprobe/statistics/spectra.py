@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bnprobe.errors import ArgumentError
-from bnprobe.hooks.sites import LayerChoice
+from bnprobe.hooks.segments import SegmentChoice, find_layer
+from bnprobe.hooks.sites import LayerChoice, Site, unwrap
 from bnprobe.hooks.tensors import tensors_in, with_tensors
 from bnprobe.measures.jacobian import Spectrum
 from bnprobe.measures.jacobian.measure import Count, Method, Per, Wanted
-from bnprobe.measures.jacobian.table import measure_layers
+from bnprobe.measures.jacobian.table import measure_layers, measure_segments
 from bnprobe.records import COMPUTED, Measured
 from bnprobe.schedule import Schedule, as_schedule
 from bnprobe.statistics.measurement import Measurement, Occasion, Readings
@@ -28,7 +29,7 @@ _NONE = (np.nan, np.nan)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Spectra(Measurement):
-    """Singular values of each layer's Jacobian on a fixed batch, as :func:`bnprobe.spectra` measures them.
+    """Singular values of Jacobians on a fixed batch, as :func:`bnprobe.spectra` measures: of layers, or of segments.
 
     The model is measured in the mode in which it is, outside of autocast, with the weights that the step's forward
     used. In a job of several processes rank 0 measures; a model whose layers wait for the other ranks
@@ -55,13 +56,17 @@ class Spectra(Measurement):
         batch: the model's input: a tensor, a tuple of positional or a mapping of keyword arguments. It is copied now,
             and moved to the model's device where it lies elsewhere.
         every: every so many steps, or a schedule; default 100, ours: then it costs little beside the training.
-        layers: which; None for those that the probe listens to.
+        layers: which; None for those that the probe listens to, or where ``segments`` are given for no single layer.
+        segments: pieces of the model, as ``layer`` of :func:`bnprobe.spectrum`: ``("a", "b")`` from the input of one
+            layer to the output of another, None from end to end. Their records are those of a layer ``"a -> b"``, or
+            ``"input -> output"``; the inventory lists them with the class of their last layer, or of the model.
         k: None for all values of a layer, a number for the largest ones, two numbers for so many of the largest and
             smallest. Default ten and three, as for :func:`bnprobe.spectra`.
         per, method, memory, seed: as for :func:`bnprobe.spectrum`.
 
     Raises:
         ArgumentError: the batch has no tensor, or another argument is not usable.
+        SelectionError: when it is attached: there is no such layer.
     """
 
     batch: Any
@@ -72,30 +77,60 @@ class Spectra(Measurement):
     method: Method = None
     memory: int = 2**30
     seed: int = 0
+    segments: Sequence[SegmentChoice] = ()
 
     def __post_init__(self) -> None:
         as_schedule(self.every)
         self._wanted()
         if next(tensors_in(self.batch), None) is None:
             raise ArgumentError(f"batch must be the model's input: tensors; got {type(self.batch).__name__}")
+        if isinstance(self.segments, str) or not all(one is None or _is_pair(one) for one in self.segments):
+            raise ArgumentError(
+                f"segments must be pairs of layers' names, or None for the whole model; got {self.segments!r}"
+            )
+        object.__setattr__(self, "segments", tuple(self.segments))
         object.__setattr__(self, "batch", with_tensors(self.batch, _copy))
 
     def __repr__(self) -> str:
         """Without the batch, which may be large, and is another on every rank."""
         layers = getattr(self.layers, "__qualname__", repr(self.layers))
         every = getattr(self.every, "__qualname__", repr(self.every))
-        return f"Spectra(every={every}, layers={layers}, k={self.k}, per={self.per!r}, method={self.method!r})"
+        more = f", segments={list(self.segments)}" if self.segments else ""
+        return f"Spectra(every={every}, layers={layers}, k={self.k}, per={self.per!r}, method={self.method!r}{more})"
+
+    def sites(self, model: nn.Module, listened: Sequence[Site]) -> list[Site]:
+        """The layers to measure, and the segments as if they were layers.
+
+        Raises:
+            SelectionError: there is no such layer.
+        """
+        chosen = [] if self.segments and self.layers is None else super().sites(model, listened)
+        root = unwrap(model)
+        for name, segment in self._named().items():
+            ends = [root] if segment is None else [find_layer(root, one) for one in segment]
+            chosen.append(Site(name, ends[-1], "other"))
+        return chosen
 
     def measure(self, occasion: Occasion) -> Readings:
-        """The spectra of the layers, each by itself."""
-        batch = with_tensors(self.batch, _mover(occasion.root))
-        found = measure_layers(occasion.root, batch, occasion.sites, self._wanted())
+        """The spectra of the layers, each by itself, and of the segments."""
+        batch, named = with_tensors(self.batch, _mover(occasion.root)), self._named()
+        layers = [site for site in occasion.sites if site.name not in named]
+        found = measure_layers(occasion.root, batch, layers, self._wanted()) if layers else {}
+        segments = {site.name: named[site.name] for site in occasion.sites if site.name in named}
+        found |= measure_segments(occasion.root, batch, segments, self._wanted())
         why = {name: one for name, one in found.items() if isinstance(one, str)}
         spectra = {name: one for name, one in found.items() if isinstance(one, Spectrum)}
         return Readings("jacobian", list(spectra), _counts(spectra.values()), _values(list(spectra.values())), why)
 
+    def _named(self) -> dict[str, SegmentChoice]:
+        return {"input -> output" if one is None else " -> ".join(one): one for one in self.segments}
+
     def _wanted(self) -> Wanted:
         return Wanted.of(self.k, self.per, self.method, self.memory, self.seed)
+
+
+def _is_pair(names: Any) -> bool:
+    return isinstance(names, tuple) and len(names) == 2 and all(isinstance(one, str) for one in names)
 
 
 def _copy(tensor: Tensor) -> Tensor:

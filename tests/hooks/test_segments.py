@@ -122,7 +122,7 @@ def test_token_numbers_have_a_jacobian_from_the_first_layer_on():
     [
         ("aa", SelectionError, "there is no 'aa'; near names: a"),
         ("unused", NotMeasuredError, "'unused' is not called in this forward"),
-        (("c", "b"), NotMeasuredError, "there is no the output of 'b' after the input of 'c'"),
+        (("c", "b"), NotMeasuredError, "in this forward the output of 'b' does not come after the input of 'c'"),
         (("a", "unused"), NotMeasuredError, "after the input of 'a'"),
         (3, ArgumentError, "layer must be None, a layer's name or a pair of names; got 3"),
         (("a", "b", "c"), ArgumentError, "pair of names"),

@@ -13,7 +13,8 @@ from bnprobe.hooks.sites import find_sites
 from bnprobe.measures.jacobian import Spectrum
 from bnprobe.statistics import Occasion, Spectra
 from bnprobe.statistics.spectra import _READ
-from tests.cases import batches, mlp, train
+from tests.cases import CASES, batches, mlp, train
+from tests.laws.test_no_observer_effect import assert_bitwise, run
 
 BATCH = torch.randn(5, 6, generator=torch.Generator().manual_seed(9))
 
@@ -121,6 +122,48 @@ def test_a_layer_without_a_jacobian_is_listed_with_the_reason():
     assert set(probe.run.frame(place="jacobian")["layer"]) == {"2"}
 
 
+def test_segments_and_the_whole_model():
+    model = mlp()
+    run, twins = recorded(Spectra(BATCH, every=2, k=None, segments=[("0", "3"), ("3", "6"), None]), model, steps=3)
+    frame = run.frame(place="jacobian")
+    names = {"0 -> 3": ("0", "3"), "3 -> 6": ("3", "6"), "input -> output": None}
+    assert set(frame["layer"]) == set(names)  # and no single layer
+    for name, segment in names.items():
+        values = run.channels(name, "singular_value", place="jacobian")
+        assert list(values.index) == [0, 2]
+        for step in values.index:
+            found = bnprobe.spectrum(twins[step], BATCH, segment)
+            np.testing.assert_allclose(values.loc[step], found.values.mean(0), rtol=1e-9, atol=found.error.max())
+    layers = run.layers.set_index("name")
+    assert layers.loc[list(names), "observed"].all()
+    assert (layers.loc[list(names), "why"] == "").all()
+    assert layers.loc["0 -> 3", "kind"] == "Linear"
+    assert layers.loc["input -> output", "kind"] == "Sequential"
+    assert not layers.loc["0", "why"]
+
+
+def test_segments_leave_the_run_as_it_is():
+    model, shape = CASES["cnn"]
+    arguments = (model, batches(shape, 5), lambda p: torch.optim.Adam(p, 0.01), 5)
+    names = [name for name, module in model().named_modules() if not list(module.children())]
+    measured = Spectra(batches((4, *shape[1:]), 1)[0][0], every=2, k=2, segments=[(names[0], names[2]), None])
+    assert_bitwise(run(*arguments), run(*arguments, statistics=(measured,), every=2))
+
+
+def test_segments_beside_layers():
+    run, _ = recorded(Spectra(BATCH, layers=("3", "4"), k=2, segments=[("3", "4")]), mlp(), steps=1)
+    frame = run.frame(statistic="singular_max", place="jacobian").set_index("layer")
+    assert set(frame.index) == {"3", "4", "3 -> 4"}
+    assert frame.loc["3 -> 4", "value"] <= frame.loc["3", "value"] * frame.loc["4", "value"] * (1 + 1e-6)
+
+
+def test_a_segment_that_cannot_be_measured_is_listed_with_the_reason():
+    run, _ = recorded(Spectra(BATCH, segments=[("3", "0"), ("0", "1")], k=1), mlp(), steps=1)
+    layers = run.layers.set_index("name")
+    assert "in this forward the output of '0' does not come after the input of '3'" in layers.loc["3 -> 0", "why"]
+    assert set(run.frame(place="jacobian")["layer"]) == {"0 -> 1"}
+
+
 def test_the_batch_is_copied_and_goes_where_the_model_is():
     batch = BATCH.clone()
     measurement = Spectra((batch,), k=None)
@@ -150,6 +193,7 @@ def test_what_it_says_of_itself_is_the_same_on_every_rank():
         ((BATCH, 0), "interval must be an int of at least 1; got 0"),
         ((BATCH, "often"), "every must be a positive int or a callable"),
         ((BATCH, 1, None, 0), "k must be None, a positive int or two ints"),
+        ((BATCH, 1, None, 3, None, None, 1, 0, ("0", "3")), "segments must be pairs of layers' names, or None for"),
         ((BATCH, 1, None, 3, "row"), 'per must be None, "sample" or "batch"; got \'row\''),
     ],
 )
@@ -161,3 +205,5 @@ def test_arguments_are_checked_at_the_door(arguments, text):
 def test_layers_that_are_not_there_are_an_error_when_attaching():
     with pytest.raises(SelectionError, match="nope"):
         bnprobe.attach(mlp(), Spectra(BATCH, layers="nope"))
+    with pytest.raises(SelectionError, match="there is no 'nope'; near names"):
+        bnprobe.attach(mlp(), Spectra(BATCH, segments=[("0", "nope")]))

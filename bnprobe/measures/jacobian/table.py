@@ -1,6 +1,6 @@
 """The singular values of every layer, as a table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,13 +11,13 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from bnprobe.errors import ArgumentError, BnprobeError
-from bnprobe.hooks.segments import Captured, capture, of_call
+from bnprobe.hooks.segments import Captured, SegmentChoice, capture, cut, of_call
 from bnprobe.hooks.sites import LayerChoice, Site, find_sites, unwrap
 from bnprobe.measures.jacobian.measure import Count, Method, Per, Wanted, measure_segment
 from bnprobe.measures.jacobian.spectrum import Spectrum
 from bnprobe.measures.untouched import Origin, RandomStreams, untouched
 
-__all__ = ["COLUMNS", "measure_layers", "spectra"]
+__all__ = ["COLUMNS", "measure_layers", "measure_segments", "spectra"]
 
 COLUMNS = (
     "layer", "kind", "samples", "outputs", "inputs", "coupled", "method", "max", "min", "mean_square",
@@ -89,6 +89,21 @@ def measure_layers(root: nn.Module, x: Any, sites: Sequence[Site], wanted: Wante
         return {site.name: _measured(site, calls.pop(site.name, None), origin, wanted) for site in sites}
 
 
+def measure_segments(
+    root: nn.Module, x: Any, segments: Mapping[str, SegmentChoice], wanted: Wanted
+) -> dict[str, Spectrum | str]:
+    """The spectrum of each piece of a model, or why there is none, by name; ``root`` has no wrappers."""
+    found = {}
+    for name, segment in segments.items():
+        with untouched(root) as origin:
+
+            def measure() -> Spectrum:
+                return measure_segment(cut(root, x, segment, RandomStreams), origin, wanted)  # noqa: B023 - called now
+
+            found[name] = _or_why(measure)
+    return found
+
+
 def _calls(root: nn.Module, x: Any, sites: Sequence[Site]) -> dict[str, Captured]:
     reachable = {site.name: site.module for site in sites if not isinstance(site.module, torch.jit.ScriptModule)}
     return capture(root, x, reachable, RandomStreams)
@@ -100,8 +115,13 @@ def _measured(site: Site, call: Captured | None, origin: Origin, wanted: Wanted)
         return "not measured: a scripted module runs outside of Python"
     if call is None:
         return "not measured: it is not called in this forward"
+    captured = call
+    return _or_why(lambda: measure_segment(of_call(site.module, captured, site.name), origin, wanted))
+
+
+def _or_why(measure: Callable[[], Spectrum]) -> Spectrum | str:
     try:
-        return measure_segment(of_call(site.module, call, site.name), origin, wanted)
+        return measure()
     except BnprobeError as error:
         return f"not measured: {error}"
     except RuntimeError as error:  # torch's own: one layer that cannot be differentiated does not hide the others
