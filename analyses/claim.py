@@ -23,6 +23,7 @@ class Quantity:
         unit: ``pp`` (percentage points), or ``log ratio``: the natural logarithm of a ratio, shown as the ratio.
         direction: where the claim puts it: ``above`` or ``below`` the smallest effect.
         smallest_effect: the effect from which on it counts, in ``unit``.
+        refuted_from: on whose other side the claim is refuted; None: of ``smallest_effect``. Between is undecided.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Quantity:
     unit: Unit
     direction: Direction
     smallest_effect: float
+    refuted_from: float | None = None
 
     def show(self, value: float) -> str:
         """A value of this quantity for people."""
@@ -106,7 +108,12 @@ class Finding:
     @property
     def counts_from(self) -> str:
         """The smallest effect that counts, for people."""
-        return f"{self.quantity.direction} {self.quantity.show(self.quantity.smallest_effect)}"
+        quantity = self.quantity
+        counts = f"{quantity.direction} {quantity.show(quantity.smallest_effect)}"
+        if quantity.refuted_from is None:
+            return counts
+        other = "below" if quantity.direction == "above" else "above"
+        return f"{counts}; refuted {other} {quantity.show(quantity.refuted_from)}"
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,7 @@ def decide(evidence: Sequence[Evidence], scale: str, alpha: float = ALPHA) -> li
         alpha: chance of any false decision.
     """
     pairs = [(case, quantity) for case in evidence for quantity in case.claim.quantities]
-    samples = [Sample(tuple(case.values[q.name]), q.smallest_effect, q.direction) for case, q in pairs]
+    samples = [Sample(tuple(case.values[q.name]), q.smallest_effect, q.direction, q.refuted_from) for case, q in pairs]
     decisions = judge_together(samples, alpha)
     verdicts = []
     for case in evidence:
@@ -231,6 +238,7 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
         "unit": finding.quantity.unit,
         "direction": finding.quantity.direction,
         "smallest_effect": finding.quantity.smallest_effect,
+        "refuted_from": finding.quantity.refuted_from,
         "value": _number(decision.value),
         "interval": _interval_json(decision.interval),
         "bootstrap": _interval_json(decision.bootstrap),

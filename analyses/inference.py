@@ -8,6 +8,8 @@ arms have in common cancels. With ``n`` values ``d_1 .. d_n`` of mean ``m`` and 
 * ``not reproduced`` where it lies wholly below: a precise null result decides,
 * ``undecided`` where it holds ``delta``.
 
+Where a claim is refuted only further off, beyond a second threshold, what lies between the two is undecided.
+
 Several decisions in one report share one error rate by Holm's (1979) step-down rule: the chance that *any* quantity
 whose truth is its ``delta`` gets decided is at most ``alpha``, however the quantities depend on each other.
 """
@@ -70,17 +72,30 @@ class Sample:
         values: paired differences, one a seed.
         smallest_effect: the threshold ``delta`` beyond which the effect counts.
         direction: whether the claim puts the effect ``above`` or ``below`` the threshold.
+        refuted_from: the threshold on whose other side the claim is refuted; None: the same one.
     """
 
     values: tuple[float, ...]
     smallest_effect: float
     direction: Direction = "above"
+    refuted_from: float | None = None
 
     def __post_init__(self) -> None:
         if self.direction not in ("above", "below"):
             raise ArgumentError(f"direction must be 'above' or 'below'; got {self.direction!r}")
         if not math.isfinite(self.smallest_effect):
             raise ArgumentError(f"smallest_effect must be a finite number; got {self.smallest_effect!r}")
+        low, high = self.thresholds
+        if not low <= high:
+            raise ArgumentError(
+                f"an effect {self.direction} {self.smallest_effect!r} cannot be refuted from {self.refuted_from!r} on"
+            )
+
+    @property
+    def thresholds(self) -> tuple[float, float]:
+        """Below the first one side is decided for, above the second the other, between them none."""
+        other = self.smallest_effect if self.refuted_from is None else self.refuted_from
+        return (other, self.smallest_effect) if self.direction == "above" else (self.smallest_effect, other)
 
 
 @dataclass(frozen=True)
@@ -159,12 +174,14 @@ def wilson_interval(successes: int, trials: int, confidence: float = 1 - ALPHA) 
 def p_value(sample: Sample) -> float:
     """Two-sided p-value of the mean being exactly the threshold; NaN without two differing finite values.
 
-    Two-sided because both sides decide: one says ``reproduced``, the other ``not reproduced``.
+    Two-sided because both sides decide: one says ``reproduced``, the other ``not reproduced``. Of two thresholds it is
+    the one that the mean is beyond, and 1 where it lies between them.
     """
     values = np.asarray(sample.values, np.float64)
     if values.size < 2 or not np.isfinite(values).all() or _alike(values):
         return math.nan
-    return float(stats.ttest_1samp(values, sample.smallest_effect).pvalue)
+    nearest = float(np.clip(values.mean(), *sample.thresholds))
+    return float(stats.ttest_1samp(values, nearest).pvalue)
 
 
 def holm_levels(p_values: Sequence[float], alpha: float = ALPHA) -> list[float]:
@@ -227,14 +244,24 @@ def _decide(sample: Sample, confidence: float) -> Decision:
 
 
 def _outcome(sample: Sample, interval: Interval, bootstrap: Interval | None) -> tuple[Outcome, str]:
-    side = interval.side(sample.smallest_effect)
+    low, high = sample.thresholds
+    side = _side(interval, sample)
+    if side == 0 and low < high:
+        return "undecided", "the interval reaches between the smallest effect that counts and what refutes the claim"
     if side == 0:
         return "undecided", "the interval holds the smallest effect that counts"
-    if bootstrap is not None and bootstrap.side(sample.smallest_effect) != side:
+    if bootstrap is not None and _side(bootstrap, sample) != side:
         return "undecided", "the t interval and the bootstrap interval disagree"
     if (side > 0) == (sample.direction == "above"):
         return "reproduced", f"the interval lies {sample.direction} the smallest effect that counts"
+    if low < high:
+        return "not reproduced", "the interval lies wholly where the claim is refuted"
     return "not reproduced", f"the interval does not reach {sample.direction} the smallest effect that counts"
+
+
+def _side(interval: Interval, sample: Sample) -> int:
+    low, high = sample.thresholds
+    return max(interval.side(high), 0) + min(interval.side(low), 0)
 
 
 def _undecided(sample: Sample, mean: float, reason: str) -> Decision:

@@ -48,9 +48,10 @@ CLAIMS: tuple[Claim, ...] = (
                 "pp",
                 "above",
                 50.0,
+                25.0,
             ),
-            Quantity("before training", f"{_LAYER}, with batch norm, initial weights", "pp", "above", 50.0),
-            Quantity("after training", f"the same after training; {_LAYER}", "pp", "above", 50.0),
+            Quantity("before training", f"{_LAYER}, with batch norm, initial weights", "pp", "above", 50.0, 25.0),
+            Quantity("after training", f"the same after training; {_LAYER}", "pp", "above", 50.0, 25.0),
         ),
         seeds=10,
         gates={
@@ -61,13 +62,18 @@ CLAIMS: tuple[Claim, ...] = (
             "in [0.9, 1.1], so that normalization and measurement do find them there",
             "exact": "every singular value is known to 1e-6",
         },
-        refuted_by="fewer than half of the singular values in [0.9, 1.1] in any of the three",
+        refuted_by="fewer than a quarter of the singular values in [0.9, 1.1] in any of the three; from a quarter to "
+        "half decides nothing",
     ),
 )
 
 CHOICES: tuple[Choice, ...] = (
     Choice("close to 1", "in [0.9, 1.1]", "the paper gives no range; of a random Gaussian layer 11 % lie there by law"),
-    Choice("how many", "more than half of the values", "fewer, nobody would call the layer's values close to 1"),
+    Choice(
+        "how many",
+        "more than half of the values; fewer than a quarter refute it",
+        "with fewer than half nobody would call the layer's values close to 1, but a law of 11 % is no near miss",
+    ),
     Choice(
         "network",
         f"that of section 4.1 with {WIDTH} sigmoids a layer, gradient descent at rate {_RATE:g}, batches of {BATCH}",

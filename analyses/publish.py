@@ -134,7 +134,8 @@ def _verdicts_as_table(verdicts: Sequence[Verdict]) -> Table:
     header = ("Claim", "Verdict", "Quantity", "Measured (interval)", "Counts if", "p", "Seeds", "The paper's figure")
     caption = (
         "Mean over paired seeds with its interval. Confidence is such that all decisions together err with probability "
-        "0.05 at most (Holm); p is two-sided, of the mean being the smallest effect that counts."
+        "0.05 at most (Holm); p is two-sided, of the mean being the smallest effect that counts, or "
+        "the one that refutes where that is another."
     )
     return Table(header, rows, caption)
 

@@ -245,5 +245,23 @@ def test_an_effect_well_beyond_the_threshold_is_found() -> None:
 def test_sample_refuses_a_direction_it_does_not_know() -> None:
     with pytest.raises(ArgumentError, match="direction must be 'above' or 'below'; got 'up'"):
         Sample((1.0,), 0.5, "up")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r"an effect below 1.0 cannot be refuted from 0.5 on"):
+        Sample((1.0,), 1.0, "below", 0.5)
     with pytest.raises(ArgumentError, match="smallest_effect must be a finite number"):
         Sample((1.0,), math.nan)
+
+
+@pytest.mark.parametrize("flip", [1, -1])
+@pytest.mark.parametrize(
+    ("mean", "outcome"),
+    [(5.0, "reproduced"), (2.0, "undecided"), (1.5, "undecided"), (1.0, "undecided"), (-3.0, "not reproduced")],
+)
+def test_between_two_thresholds_nothing_is_decided(mean: float, outcome: str, flip: int) -> None:
+    values = tuple(flip * (mean + 0.05 * one) for one in (-2.0, -1.0, 0.0, 1.0, 2.0))
+    sample = Sample(values, flip * 2.0, "above" if flip > 0 else "below", flip * 1.0)
+    (decision,) = judge_together([sample])
+    assert decision.outcome == outcome
+    assert (decision.p_value <= 0.05) == (outcome != "undecided")
+    if mean == 1.5:
+        assert decision.p_value == 1
+        assert "reaches between the smallest effect that counts and what refutes" in decision.reason

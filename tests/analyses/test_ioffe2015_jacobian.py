@@ -50,6 +50,9 @@ def results(shares: tuple[float, float, float], **changes: Any) -> Results:
         ((0.11, 0.1, 0.09), "not reproduced"),
         ((0.9, 0.9, 0.1), "not reproduced"),
         ((0.9, 0.5, 0.9), "undecided"),
+        ((0.9, 0.4, 0.9), "undecided"),
+        ((0.9, 0.25, 0.9), "undecided"),
+        ((0.9, 0.4, 0.2), "not reproduced"),
     ],
 )
 def test_the_claim_needs_more_than_half_of_the_values_everywhere(
