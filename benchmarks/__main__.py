@@ -28,15 +28,33 @@ def main() -> None:
         summary = (module.__doc__ or "").splitlines()[0]
         command = commands.add_parser(name, help=summary, description=module.__doc__)
         command.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the result")
+        command.add_argument("--add", action="store_true", help="keep the figures that are there and were not measured")
         module.add_arguments(command)
     options = vars(parser.parse_args())
-    name, out = options.pop("benchmark"), options.pop("out")
+    name, out, add = (options.pop(one) for one in ("benchmark", "out", "add"))
     result = {"benchmark": name, "environment": environment(), "result": modules[name].run(**options)}
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.json"
+    if add:
+        result["result"]["runs"] = {" ".join(_told(sys.argv[2:])): result["environment"]}
+        if path.exists():
+            result["result"] = merged(json.loads(path.read_text())["result"], result["result"])
     path.write_text(json.dumps(result, indent=1) + "\n")
     json.dump(result["result"], sys.stdout, indent=1)
     print(f"\n{path}")
+
+
+def merged(old: Any, new: Any) -> Any:
+    """Figures of several runs as one: of what both have, the new ones."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return {**old, **{key: merged(old[key], value) if key in old else value for key, value in new.items()}}
+
+
+def _told(arguments: list[str]) -> list[str]:
+    """What a run was asked for, without where its result goes."""
+    kept = [one for one in arguments if one != "--add" and not one.startswith("--out=")]
+    return [one for i, one in enumerate(kept) if one != "--out" and kept[i - 1 : i] != ["--out"]]
 
 
 def environment() -> dict[str, Any]:

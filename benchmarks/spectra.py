@@ -11,6 +11,9 @@ from drawing rounds again. Every rival's own distance to double precision stands
 
 Memory: the peak of a fresh process each (:mod:`benchmarks.spectra_memory`). ``resnet20``: ``bnprobe.spectra`` over all
 layers.
+
+Everything together takes long. ``--parts`` and ``--cases`` choose, and ``--add`` keeps what earlier runs have found:
+``python -m benchmarks spectra --add --parts speed --cases conv_stack``.
 """
 
 import argparse

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import __main__ as command
 from benchmarks import spectra, spectra_reference, spectra_ways
 from benchmarks.spectra_bounds import bounds
 from benchmarks.spectra_cases import ACCURACY, DUELS, Case, Duel, at
@@ -111,3 +112,23 @@ def test_the_table_of_a_small_resnet():
 def test_names_are_unique():
     for cases in (ACCURACY, DUELS):
         assert len({one.name for one in cases}) == len(cases)
+
+
+def test_runs_add_up(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(spectra, "DUELS", (TINY,))
+    monkeypatch.setattr(spectra, "ACCURACY", (TINY,))
+    seen, threads = [], torch.get_num_threads()
+    for part in ("speed", "accuracy", "accuracy"):
+        line = f"benchmarks spectra --add --threads {threads} --seconds 0 --parts {part} --out {tmp_path}"
+        monkeypatch.setattr("sys.argv", line.split())
+        command.main()
+        seen.append(json.loads((tmp_path / "spectra.json").read_text()))
+    assert set(seen[0]["result"]) == {"threads", "speed", "runs"}
+    assert set(seen[2]["result"]) == {"threads", "speed", "accuracy", "runs"}
+    assert seen[2]["result"]["speed"] == seen[0]["result"]["speed"]
+    assert set(seen[2]["result"]["runs"]) == {
+        f"--threads {threads} --seconds 0 --parts {one}" for one in ("speed", "accuracy")
+    }
+    monkeypatch.setattr("sys.argv", [one for one in line.split() if one != "--add"])
+    command.main()
+    assert set(json.loads((tmp_path / "spectra.json").read_text())["result"]) == {"threads", "accuracy"}
