@@ -1,4 +1,4 @@
-"""What all tests share: one seed, two threads, hypothesis without deadlines (the machine is shared)."""
+"""What all tests share: one seed, two threads at most, hypothesis without deadlines (the machine is shared)."""
 
 import os
 
@@ -20,7 +20,7 @@ def _seeded():
 
 @pytest.fixture(autouse=True, scope="session")
 def _two_threads():
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))  # more would wait for each other
 
 
 @pytest.fixture
