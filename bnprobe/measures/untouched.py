@@ -4,6 +4,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from bnprobe.errors import ArgumentError
 __all__ = ["Origin", "RandomStreams", "untouched"]
 
 _CONTAINERS = (dict, list, set, deque)
+_PLAIN = (type(None), bool, int, float, str)  # most of what modules hold, and nothing to remember
 
 
 @contextmanager
@@ -74,7 +76,7 @@ class Origin:
     def __init__(self, modules: tuple[nn.Module, ...]) -> None:
         self._modules = list({id(one): one for root in modules for one in root.modules()}.values())
         self._tensors: dict[int, _TensorState] = {}
-        self._containers: dict[int, tuple[Any, Any]] = {}
+        self._containers: dict[int, tuple[Any, list[Any] | None, list[Any]]] = {}
         for module in self._modules:
             self._note(module.__dict__)
         self.streams = RandomStreams()
@@ -116,19 +118,21 @@ class Origin:
             return
         if not isinstance(value, _CONTAINERS) or id(value) in self._containers:
             return
-        entries = list(value.items()) if isinstance(value, dict) else list(value)
-        self._containers[id(value)] = (value, entries)
-        for one in value.values() if isinstance(value, dict) else entries:
-            self._note(one)
+        keys, entries = (list(value), list(value.values())) if isinstance(value, dict) else (None, list(value))
+        self._containers[id(value)] = (value, keys, entries)
+        for one in entries:
+            if not isinstance(one, _PLAIN):
+                self._note(one)
 
     def _restore_containers(self) -> None:
-        for container, entries in self._containers.values():
-            now = container.items() if isinstance(container, dict) else container
-            if len(now) == len(entries) and all(_same(a, b) for a, b in zip(now, entries, strict=True)):
+        for container, keys, entries in self._containers.values():
+            now = container.values() if keys is not None else container
+            same = len(now) == len(entries) and all(map(is_, now, entries))
+            if same and (keys is None or all(map(is_, container, keys))):
                 continue
             container.clear()
             put = container.extend if isinstance(container, list | deque) else container.update
-            put(entries)
+            put(entries if keys is None else zip(keys, entries, strict=True))
 
 
 class _TensorState:
@@ -171,12 +175,6 @@ class _TensorState:
             tensor.data = storage
         with torch.inference_mode(tensor.is_inference()), torch.no_grad():
             tensor.data.copy_(self.values)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) == 2:
-        return a[0] is b[0] and a[1] is b[1]
-    return a is b
 
 
 def _same_kind(like: Tensor, copy: Tensor) -> Tensor:

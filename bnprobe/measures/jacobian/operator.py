@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import combinations, islice
 from typing import Any, Protocol
 
 import torch
@@ -84,19 +85,20 @@ class SegmentOperator:
     def interacts(self) -> bool:
         """Whether an output of one sample depends on the input of another.
 
-        Measured: a random vector at the outputs of half of the samples must have an exactly zero product with the
-        inputs of the other half, for halves that together tell every sample from every other.
+        Measured: a random vector at the outputs of some samples must have an exactly zero product with the inputs of
+        all others, for so many choices of samples that each is once among them without any other one. Subsets of half
+        of k vectors, one subset a sample, do that with the least k (Sperner 1928).
         """
         if self.batch <= 1:
             return self.batch == 0
-        index = torch.arange(self.batch)
-        bits = [index >> bit & 1 for bit in range(math.ceil(math.log2(self.batch)))]
-        halves = torch.stack([half == value for half in bits for value in (0, 1)]).to(self.device)
+        count = next(k for k in range(2, self.batch + 2) if math.comb(k, k // 2) >= self.batch)
+        subsets = torch.tensor(list(islice(combinations(range(count), count // 2), self.batch)))
+        among = torch.zeros(self.batch, count, dtype=torch.bool).scatter_(1, subsets, True).T.to(self.device)
         self.split(True)
         generator = torch.Generator().manual_seed(0)
         u = torch.randn(1, self.batch, self.shape[0], generator=generator).to(self.device, self.dtype)
-        reached = (self.rows(u * halves[:, :, None]) != 0).any(-1)
-        return bool((reached & ~halves).any())
+        reached = (self.rows(u * among[:, :, None]) != 0).any(-1)
+        return bool((reached & ~among).any())
 
     def rmatmat(self, u: Tensor) -> Tensor:
         """``J^T u``: ``[N, m, b]`` to ``[N, n, b]``."""

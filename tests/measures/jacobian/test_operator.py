@@ -1,6 +1,7 @@
 """Products with a Jacobian are those with the matrix that torch writes out in double precision."""
 
 import warnings
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -147,10 +148,13 @@ def test_whether_samples_interact_is_measured(make, shape, interacts):
 def test_interaction_of_a_single_pair_is_seen():
     class Leak(nn.Module):
         def forward(self, x):
-            y = x * 2
-            return torch.cat([y[:-1], (y[-1] + 1e-20 * x[3])[None]])
+            y = 2 * x
+            y[to] = y[to] + 1e-20 * x[source]
+            return y
 
-    assert operator_of(Leak(), torch.randn(13, 2)).interacts()
+    for batch in (2, 6, 7, 13):
+        for source, to in permutations(range(batch), 2):
+            assert operator_of(Leak(), torch.randn(batch, 2)).interacts()
 
 
 def test_several_inputs_and_outputs_stand_one_behind_the_other():
