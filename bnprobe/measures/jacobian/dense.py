@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bnprobe.errors import NotMeasuredError
+from bnprobe.measures.jacobian.gram import gram_of
 from bnprobe.measures.jacobian.operator import SegmentOperator
 from bnprobe.measures.jacobian.rounding import Reference
 from bnprobe.measures.jacobian.values import SingularValues
@@ -17,7 +18,6 @@ _EPS = torch.finfo(torch.float64).eps
 _VECTORS = 128
 # Copies of a vector's inputs and outputs that a pass through a graph holds at a time (ours; most hold fewer).
 _COPIES = 8
-_BLOCKED = 1024  # a symmetric product as large as this is computed by blocks of its lower half (ours)
 _WRITTEN_OUT = 64  # smaller side up to which writing the matrix out twice costs no more than random vectors (ours)
 _ROWS = 512  # of a matrix that are made double at once
 
@@ -120,7 +120,7 @@ def _values(matrix: Tensor) -> tuple[Tensor, Tensor]:
             raise NotMeasuredError("the Jacobian has entries that are not finite")
         values = torch.linalg.svdvals(matrix.mT)  # LAPACK is several times quicker on tall matrices than on wide ones
         return values, (_growth(short) * values[:, :1]).expand_as(values)
-    gram = _gram(matrix)
+    gram = gram_of(matrix)
     if not bool(gram.isfinite().all()):
         raise NotMeasuredError("the Jacobian has entries that are not finite")
     squares = torch.linalg.eigvalsh(gram).flip(-1).clamp_min(0)
@@ -132,17 +132,3 @@ def _values(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def _growth(size: int) -> float:
     """Rounding of a decomposition, relative to the norm (ours: 4,000 random matrices were off by two thirds of it)."""
     return 2 * (1 + math.sqrt(size)) * _EPS
-
-
-def _gram(matrix: Tensor) -> Tensor:
-    """``A A^T`` in double precision: ``[N, r, L]`` to ``[N, r, r]``, its lower triangle by blocks."""
-    samples, short, long = matrix.shape
-    gram = torch.zeros(samples, short, short, dtype=torch.float64, device=matrix.device)
-    block = short if short < _BLOCKED else -(-short // 8)
-    width = max(256, 2**24 // (samples * short))
-    for left in range(0, long, width):
-        part = matrix[:, :, left : left + width].double()
-        for top in range(0, short, block):
-            rows = slice(top, top + block)
-            gram[:, rows, : top + block].baddbmm_(part[:, rows], part[:, : top + block].mT)
-    return gram  # eigvalsh reads the lower triangle

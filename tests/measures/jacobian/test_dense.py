@@ -95,7 +95,7 @@ def test_values_that_are_not_finite_are_refused(dtype):
 
 def test_large_matrices_take_the_blocked_road(monkeypatch):
     model = Matrix(np.linspace(1, 2, 50), 50, 70)
-    monkeypatch.setattr("bnprobe.measures.jacobian.dense._BLOCKED", 20)
+    monkeypatch.setattr("bnprobe.measures.jacobian.gram._BLOCKED", 20)
     found = dense(operator_of(model, torch.randn(1, 70)))
     np.testing.assert_allclose(found.values[0].numpy(), np.linspace(2, 1, 50), rtol=1e-6)
 

@@ -69,7 +69,7 @@ def closed_form(module: nn.Module, x: Tensor, per: str | None = None) -> Singula
         per: ``"sample"`` holds a batch's statistics fixed, so that each sample has its own Jacobian.
 
     Returns:
-        All ``min(outputs, inputs)`` values, in float64 but for large float32 matrices; or None.
+        All ``min(outputs, inputs)`` values, in float64; or None.
     """
     kind = _kind(module)
     if (kind not in _FORMS and kind not in _BATCH_NORMS) or not _is_plain(module, x):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bnprobe.measures.jacobian.gram import gram_of
 from bnprobe.measures.jacobian.values import SingularValues
 
 __all__ = ["EPS", "Block", "numel_of", "svd_error", "svdvals", "union"]
@@ -47,16 +48,27 @@ def union(blocks: Sequence[Block], shape: tuple[int, int], samples: int, *, coup
 
 
 def svdvals(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular values ``[..., r]`` of ``[..., m, n]`` matrices, and bounds of their errors, see :func:`svd_error`.
+    """Singular values ``[G, r]`` of ``[G, m, n]`` matrices, in double precision, and bounds of their errors.
 
-    Small matrices are taken in double precision, large ones in their own (single at least).
+    Those of large matrices in single precision are the roots of their Gram matrix's eigenvalues, which takes less time
+    than an SVD in single precision and keeps more digits, as products of single precision are exact in double.
+
+    *Error.* Of the SVD see :func:`svd_error`. Of the Gram matrix that same of its eigenvalues, and what the rounding of
+    its sums of n products does to them: n / 4 roundings of the largest, ours. The largest seen are 0.16 n, in constant
+    matrices, where all terms of a sum are rounded alike, and 0.1 n elsewhere. A change of e in a square is at most one
+    of ``e / s`` in s, and of ``sqrt(e)``.
     """
-    double = min(matrices.shape[-2:]) <= _CHEAP or matrices.dtype == torch.float64
-    wide = matrices.to(torch.float64 if double else torch.float32)
-    values = torch.linalg.svdvals(wide)
-    norm = torch.linalg.vector_norm(wide, dim=(-2, -1), dtype=torch.float64)
-    error = svd_error(values, norm, max(matrices.shape[-2:]))
-    return values, error.to(values.dtype)
+    short, long = sorted(matrices.shape[-2:])
+    if short <= _CHEAP or matrices.dtype == torch.float64:
+        wide = matrices.double()
+        values = torch.linalg.svdvals(wide)
+        return values, svd_error(values, torch.linalg.vector_norm(wide, dim=(-2, -1)), long)
+    gram = gram_of(matrices if matrices.shape[-2] == short else matrices.mT).tril()
+    squares = torch.linalg.eigvalsh(gram).flip(-1).clamp_min(0)
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    norm = (2 * gram.square().sum((-2, -1)) - diagonal.square().sum(-1)).sqrt()
+    error, values = svd_error(squares, norm, short) + long / 4 * EPS * squares[..., :1], squares.sqrt()
+    return values, error / torch.maximum(values, error.sqrt()).clamp_min(EPS**4)
 
 
 def svd_error(values: Tensor, norm: Tensor, size: int) -> Tensor:

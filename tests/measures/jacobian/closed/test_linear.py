@@ -47,14 +47,16 @@ def matrices():
 @pytest.mark.parametrize(
     ("kind", "matrix"), [pytest.param(*one, id=f"{one[0]} {tuple(one[1].shape)}") for one in matrices()]
 )
-def test_large_float32_matrices_stay_in_their_bound(kind, matrix):
-    values, error = svdvals(matrix)
-    assert values.dtype == torch.float32
+def test_large_matrices_stay_in_their_bound(kind, matrix):
+    (values,), (error,) = svdvals(matrix[None])
     expected = np.linalg.svd(matrix.double().numpy(), compute_uv=False)
-    wrong = np.abs(values.double().numpy() - expected)
-    assert (wrong <= error.double().numpy()).all()
+    wrong = np.abs(values.numpy() - expected)
+    assert (wrong <= error.numpy()).all()
     if kind == "random":
-        assert np.median(error.numpy() / wrong) <= 250  # a typical error is 0.3 roundings, the largest 20
+        assert (
+            np.median(error.numpy() / np.maximum(wrong, 1e-300)) <= 250
+        )  # a typical error is one rounding, the largest 20
+        assert error.max() < 1e-9 * values.max()  # an SVD in single precision would be off by 1e-6
 
 
 def test_a_parametrized_weight_is_used_as_it_is():
