@@ -149,12 +149,13 @@ def test_interaction_of_a_single_pair_is_seen():
     class Leak(nn.Module):
         def forward(self, x):
             y = 2 * x
-            y[to] = y[to] + 1e-20 * x[source]
+            y[self.reader] = y[self.reader] + 1e-20 * x[self.source]
             return y
 
+    leak = Leak()
     for batch in (2, 6, 7, 13):
-        for source, to in permutations(range(batch), 2):
-            assert operator_of(Leak(), torch.randn(batch, 2)).interacts()
+        for leak.source, leak.reader in permutations(range(batch), 2):
+            assert operator_of(leak, torch.randn(batch, 2)).interacts()
 
 
 def test_several_inputs_and_outputs_stand_one_behind_the_other():
