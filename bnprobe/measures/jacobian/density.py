@@ -1,7 +1,7 @@
 """Densities of singular values on a logarithmic axis, each with its error."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -52,6 +52,7 @@ class Nodes:
         count: how many values of a Jacobian they stand for.
         gauss: ``[N, P]``, whether a set is a Gauss quadrature of more values than it has points; None where points are
             singular values, and sets no random draws.
+        together: whether the N Jacobians are the blocks of one, whose density is the mean of theirs.
     """
 
     values: Array
@@ -59,6 +60,7 @@ class Nodes:
     error: Array
     count: int
     gauss: NDArray[np.bool_] | None = None
+    together: bool = False
 
     @staticmethod
     def of_all(values: Array, error: Array) -> "Nodes":
@@ -74,14 +76,8 @@ class Nodes:
         return Nodes(values, weights, error, self.count, gauss)
 
     def of_batch(self) -> "Nodes":
-        """N independent Jacobians as one, that of the whole batch: each set holds those of all samples."""
-        samples, sets, points = self.values.shape
-        values, weights, error = (
-            one.transpose(1, 0, 2).reshape(1, sets, samples * points)
-            for one in (self.values, self.weights / samples, self.error)
-        )
-        gauss = None if self.gauss is None else np.asarray(self.gauss.any(0, keepdims=True), np.bool_)
-        return Nodes(values, weights, error, samples * self.count, gauss)
+        """N independent Jacobians as one, that of the whole batch."""
+        return replace(self, count=len(self.values) * self.count, together=True)
 
 
 def density(nodes: Nodes, grid: ArrayLike | None = None, width: float | None = None) -> Density:
@@ -99,12 +95,14 @@ def density(nodes: Nodes, grid: ArrayLike | None = None, width: float | None = N
     if at.ndim != 1 or not at.size or not np.isfinite(at).all() or (np.diff(at) <= 0).any():
         raise ArgumentError(f"grid must be ascending numbers [G], values of ln s; got shape {at.shape}")
     each, off = _smooth(nodes, at, width)
-    mean, error = each.mean(1), off.mean(1)
+    with np.errstate(divide="ignore"):
+        below = (nodes.weights * (np.log(nodes.values) < at[0])).sum(2)
+    if nodes.together:
+        each, off, below = (one.mean(0, keepdims=True) for one in (each, off, below))
+    error = off.mean(1)
     if nodes.gauss is not None:
         error = error + each.std(1, ddof=1) / math.sqrt(each.shape[1])
-    with np.errstate(divide="ignore"):
-        below = (nodes.weights * (np.log(nodes.values) < at[0])).sum(2).mean(1)
-    return Density(at, mean, error, below, float(width))
+    return Density(at, each.mean(1), error, below.mean(1), float(width))
 
 
 def _shown(nodes: Nodes) -> tuple[Array, Array]:

@@ -94,6 +94,8 @@ def test_few_steps_say_what_they_miss(kind, steps):
         found = density(each[0], np.linspace(-6, 7, 300), width=0.2)
         distance = np.abs(found.density - density(each[1], found.grid, 0.2).density)
         assert (distance <= found.error + 1e-9).all()
+        together = [density(one.of_batch(), found.grid, 0.2) for one in each]
+        assert (np.abs(together[0].density - together[1].density) <= together[0].error + 1e-9).all()
         assert steps > 20 or found.error.max() < 40 * distance.max()  # where it matters it is not much too large
 
 
