@@ -1,4 +1,4 @@
-"""What all tests share: one seed, two threads, hypothesis without deadlines (the machine is shared)."""
+"""What all tests share: one seed, few threads, hypothesis without deadlines (the machine is shared)."""
 
 import os
 
@@ -19,8 +19,9 @@ def _seeded():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _two_threads():
-    torch.set_num_threads(2)
+def _few_threads():
+    """Two; one where several processes share the tests among them."""
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture
