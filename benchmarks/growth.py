@@ -8,7 +8,7 @@
 * Size: a small convolutional network at batches of 16 to 512; the slope of log extra time over log batch, below 1
   where the cost grows less than the activations.
 
-Freed memory is kept on both sides (``benchmarks/allocator.py``): else the page faults of large batches are all one sees.
+Freed memory is kept on both sides (``benchmarks/allocator.py``): else page faults of large batches are all that shows.
 """
 
 import argparse
