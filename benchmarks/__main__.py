@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import bnprobe
+from benchmarks import allocator
 
 # By name: each is a module with `add_arguments(parser)` and `run(...)`, which takes what the options are called.
 _BENCHMARKS = ("gpu", "gradient_growth", "growth", "overhead", "reading", "spectra", "zoo")
@@ -32,6 +33,7 @@ def main() -> None:
         module.add_arguments(command)
     options = vars(parser.parse_args())
     name, out, add = (options.pop(one) for one in ("benchmark", "out", "add"))
+    allocator.use(options.pop("malloc", "default"))
     result = {"benchmark": name, "environment": environment(), "result": modules[name].run(**options)}
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.json"
@@ -67,6 +69,7 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "malloc": allocator.settings() or "default",
         "python": platform.python_version(),
         "bnprobe": bnprobe.__version__,
         **{name: version(name) for name in names},

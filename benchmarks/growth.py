@@ -7,6 +7,8 @@
   is fitted to the extra milliseconds a step.
 * Size: a small convolutional network at batches of 16 to 512; the slope of log extra time over log batch, below 1
   where the cost grows less than the activations.
+
+Freed memory is kept on both sides (``benchmarks/allocator.py``): else page faults of large batches are all that shows.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import torch
 from tqdm.auto import tqdm
 
 import bnprobe
+from benchmarks.allocator import add_argument as add_allocator
 from benchmarks.arms import Probe
 from benchmarks.contest import FLUSH_STEPS, Contest
 from benchmarks.models import Subject, labelled, mlp, small_cnn, train_step
@@ -38,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``python -m benchmarks growth``."""
     parser.add_argument("--parts", default="steps,layers,batch", help="separated by commas (default: all)")
     parser.add_argument("--seconds", type=float, default=10.0, help="measuring time of a point on a curve")
+    add_allocator(parser)
     parser.add_argument("--threads", type=int, default=2, help="torch's threads")
     parser.add_argument("--figure", type=Path, default=None, help="draw the curves into this file (docs/growth.png)")
 

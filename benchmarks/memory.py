@@ -5,7 +5,7 @@ a run), then makes the subject and forgets the peak so far (``/proc/self/clear_r
 peak since the process's start is taken, and the result says so). Then it trains for a whole flush period, at least 70
 steps or 12 s. The price is the peak resident size with the watcher less that without, the median over three processes
 each; the differences among the processes of one arm, reported beside it, are what the allocator and the system
-contribute.
+contribute. Here the allocator is as it comes.
 
 Activations are the distinct storages that autograd saves for the backward pass of one step, without parameters,
 buffers and the batch.
@@ -13,6 +13,7 @@ buffers and the batch.
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 import bnprobe
+from benchmarks.allocator import settings
 from benchmarks.arms import ARMS, Arm, Plain
 from benchmarks.models import SUBJECTS, Subject, mlp, train_step
 
@@ -126,7 +128,8 @@ def peak_so_far() -> float:
 
 def _peak(subject: str, arm: str) -> float:
     command = [sys.executable, "-m", "benchmarks.memory", subject, arm]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    as_it_comes = {name: value for name, value in os.environ.items() if name not in settings()}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=as_it_comes)
     return float(json.loads(done.stdout)["peak_mb"])
 
 

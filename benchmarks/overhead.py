@@ -6,7 +6,7 @@ emptied; then the block's steps are timed until the watcher has worked off all i
 block of the probe is whole periods of its own flushes, 64 steps or 10 s, so that flushes are in it in their natural
 share; for a step of a millisecond it is eight such periods. Watchers that cost a multiple of the step get shorter
 blocks. The ratio is that of the medians over blocks; its interval comes from drawing pairs of neighbouring blocks
-again.
+again. Freed memory is kept for both (``benchmarks/allocator.py``).
 
 Beside the probe, on the layers that it listens to by default: the probe with every statistic exact, the probe at every
 tenth step, a user's own hooks, TensorBoard's histograms, and other tools (``benchmarks/peers.py``), each with its
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from benchmarks.allocator import add_argument as add_allocator
 from benchmarks.arms import ARMS, Arm
 from benchmarks.contest import Contest
 from benchmarks.memory import extra_memory
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="measuring time of a quick arm; slow ones get a quarter"
     )
+    add_allocator(parser)
     parser.add_argument("--threads", type=int, default=2, help="torch's threads (the targets are for two)")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="measure time alone")
 

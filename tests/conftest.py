@@ -1,4 +1,4 @@
-"""What all tests share: one seed, two threads at most, hypothesis without deadlines (the machine is shared)."""
+"""What all tests share: one seed, few threads, hypothesis without deadlines (the machine is shared)."""
 
 import os
 
@@ -19,8 +19,10 @@ def _seeded():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _two_threads():
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))  # more would wait for each other
+def _few_threads():
+    """Two, or what OMP_NUM_THREADS says; one where several processes share the tests among them."""
+    shared = "PYTEST_XDIST_WORKER" in os.environ
+    torch.set_num_threads(1 if shared else int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ def test_ci_runs_the_test_command_as_it_stands_here():
     script = (ROOT / ".ci" / "run").read_text()
     (extract,) = re.findall(r"^command=\$\((awk .*? README\.md)\)$", script, re.M)
     found = subprocess.run(["bash", "-c", extract], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    assert found == block("ci: test") == 'python -m pip install -c constraints.txt -e ".[dev]" && python -m pytest'
+    assert found == block("ci: test")
+    assert found.startswith('python -m pip install -c constraints.txt -e ".[dev]" && python -m pytest ')
 
 
 def test_the_example_runs(tmp_path, monkeypatch):

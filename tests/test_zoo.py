@@ -41,9 +41,10 @@ SPECIMENS = [*(PYTORCHCV[name] for name in FAMILIES), *zoo_transformers.specimen
 
 @pytest.fixture(autouse=True)
 def _one_thread():
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(2)
+    torch.set_num_threads(before)
 
 
 @pytest.mark.works_under(

@@ -18,6 +18,7 @@ from benchmarks.arms import ARMS, Arm, Plain, default_layers
 from benchmarks.contest import Contest, Entrant, bootstrap
 from benchmarks.models import SUBJECTS, Subject, labelled, mlp, resnet50, small_cnn, train_step
 from benchmarks.peers import PEERS
+from bnprobe.attach import _FLUSH_SECONDS, _FLUSH_STEPS
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = Subject("tiny", small_cnn, labelled(2, 3, 8, 8))
@@ -90,6 +91,10 @@ def test_a_watcher_that_doubles_the_work_costs_twice(monkeypatch):
     assert (result["pairs"], result["steps_a_block"]) == (3, 30)
 
 
+def test_a_block_is_made_of_the_probes_own_periods():
+    assert (contest.FLUSH_STEPS, contest.FLUSH_SECONDS) == (_FLUSH_STEPS, _FLUSH_SECONDS)
+
+
 def test_a_block_of_the_probe_is_whole_periods_of_flushes():
     probe = ARMS[0]
     of_probe = Contest(TINY, probe, 1.0)
@@ -111,8 +116,9 @@ def _small(monkeypatch):
     monkeypatch.setattr(overhead, "SUBJECTS", (dataclasses.replace(TINY, name="mlp", target=1.35), *SUBJECTS[1:]))
     monkeypatch.setattr(contest, "FLUSH_STEPS", 4)
     monkeypatch.setattr(contest, "_BLOCK_SECONDS", 0.01)
+    threads = torch.get_num_threads()
     yield
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("_small")

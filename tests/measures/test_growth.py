@@ -126,7 +126,9 @@ def test_refusals():
         gradient_growth(model, x, skip=0, repeats=0)
     with pytest.raises(SelectionError, match="matches no layer"):
         gradient_growth(model, x, layers="nowhere")
-    with pytest.raises(NotMeasuredError, match=r"the loss must be one number with a gradient; got \(3, 4\)"):
+    with pytest.raises(
+        NotMeasuredError, match=r"the loss must be one number with a gradient; got torch.float32 of shape \(3, 4\)"
+    ):
         gradient_growth(model, x, lambda net, batch: net(batch))
     with pytest.raises(NotMeasuredError, match="no gradient reaches any chosen layer"):
         gradient_growth(model, x, lambda net, batch: (net(batch) * 0).sum())

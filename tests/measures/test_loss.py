@@ -24,7 +24,7 @@ def test_without_labels_it_asks_for_a_loss(batch):
     [
         (1.0, "got float"),
         (torch.ones(3, requires_grad=True), r"got torch.float32 of shape \(3,\)"),
-        (torch.ones(()), r"of shape \(\) without a graph"),
+        (torch.ones(()), r"got torch.float32 of shape \(\) without a graph"),
         (torch.ones((), dtype=torch.complex64, requires_grad=True), "got torch.complex64"),
     ],
 )
