@@ -5,18 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from bnprobe.errors import ArgumentError
 from bnprobe.hooks.sites import LayerChoice
-from bnprobe.hooks.tensors import tensors_in, with_tensors
+from bnprobe.hooks.tensors import tensors_in
 from bnprobe.measures.jacobian import Spectrum
 from bnprobe.measures.jacobian.measure import Count, Method, Per, Wanted
 from bnprobe.measures.jacobian.table import measure_layers
 from bnprobe.records import COMPUTED, Measured
 from bnprobe.schedule import Schedule, as_schedule
+from bnprobe.statistics.fixed_batch import beside, kept
 from bnprobe.statistics.measurement import Measurement, Occasion, Readings
 
 __all__ = ["Spectra"]
@@ -78,7 +77,7 @@ class Spectra(Measurement):
         self._wanted()
         if next(tensors_in(self.batch), None) is None:
             raise ArgumentError(f"batch must be the model's input: tensors; got {type(self.batch).__name__}")
-        object.__setattr__(self, "batch", with_tensors(self.batch, _copy))
+        object.__setattr__(self, "batch", kept(self.batch))
 
     def __repr__(self) -> str:
         """Without the batch, which may be large, and is another on every rank."""
@@ -88,7 +87,7 @@ class Spectra(Measurement):
 
     def measure(self, occasion: Occasion) -> Readings:
         """The spectra of the layers, each by itself."""
-        batch = with_tensors(self.batch, _mover(occasion.root))
+        batch = beside(occasion.root, self.batch)
         found = measure_layers(occasion.root, batch, occasion.sites, self._wanted())
         why = {name: one for name, one in found.items() if isinstance(one, str)}
         spectra = {name: one for name, one in found.items() if isinstance(one, Spectrum)}
@@ -96,16 +95,6 @@ class Spectra(Measurement):
 
     def _wanted(self) -> Wanted:
         return Wanted.of(self.k, self.per, self.method, self.memory, self.seed)
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()
-
-
-def _mover(root: nn.Module) -> Any:
-    first = next((one for one in (*root.parameters(), *root.buffers())), None)
-    device = torch.device("cpu") if first is None else first.device
-    return lambda tensor: tensor.to(device)
 
 
 def _counts(spectra: Any) -> list[int]:
