@@ -34,7 +34,7 @@ def loss_gradients(model: nn.Module, loss: Loss | None, batch: Any) -> Iterator[
         raise ArgumentError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     root, loss = unwrap(model), loss_or_cross_entropy(loss, batch)
     others = [loss] if isinstance(loss, nn.Module) else []
-    with untouched(root, *others) as origin:
+    with untouched(root, *others) as origin, torch.inference_mode(False):
         made = LossGradients(root, loss, batch, origin)
         try:
             yield made
@@ -58,6 +58,7 @@ class LossGradients:
         root: the model.
         parameters: those that train, each once.
         weights: their values at the beginning.
+        custom: whether there are custom functions in the graph of the loss; known after the first forward.
     """
 
     def __init__(self, root: nn.Module, loss: Loss, batch: Any, origin: Origin) -> None:
@@ -65,10 +66,10 @@ class LossGradients:
         self.parameters = [one for one in root.parameters() if one.requires_grad]
         if not self.parameters:
             raise ArgumentError("no parameter of the model requires a gradient")
-        with torch.inference_mode(False):
-            self.weights = [one.detach().clone() for one in self.parameters]
+        self.weights = [one.detach().clone() for one in self.parameters]
         self._loss, self._batch, self._origin = loss, batch, origin
         self._graph: frozenset[str] | None = None
+        self.custom = False
 
     def loss(self) -> Tensor:
         """The loss with its graph.
@@ -79,7 +80,9 @@ class LossGradients:
         self._begin()
         found = self._forward()
         if self._graph is None:
-            self._graph = frozenset(_nodes(found))
+            nodes = list(_nodes(found))
+            self._graph = frozenset(node.name() for node in nodes)
+            self.custom = any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in nodes)
             return self.loss() if self._group_norm else found
         return found
 
@@ -206,12 +209,12 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
-def _nodes(loss: Tensor) -> Iterator[str]:
-    """Names of the nodes of a graph."""
+def _nodes(loss: Tensor) -> Iterator[Any]:
+    """The nodes of a graph."""
     seen, waiting = set(), [loss.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            yield node.name()
+            yield node
             waiting.extend(following for following, _ in node.next_functions)

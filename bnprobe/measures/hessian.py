@@ -1,5 +1,6 @@
 """The Hessian's extreme eigenvalues: how sharp the loss is."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -23,6 +24,8 @@ Which: TypeAlias = Literal["largest", "smallest", "magnitude"]
 
 _ARPACK = {"largest": "LA", "smallest": "SA", "magnitude": "LM"}
 _SMALL = 64  # of so many parameters the whole matrix costs less than a Krylov space
+_UNLIKE = 0.1  # ours: difference quotients are rough, across kinks above all; what is hidden is as large as the rest
+_HIDDEN = "a custom function, of the model or of the loss, hides from autograd how its backward depends on its inputs"
 _TOLERANCE = 1e-4  # ours: beyond what any reading of a curvature needs, above the rounding of single precision
 
 
@@ -88,8 +91,8 @@ def hessian_eigenvalues(
 
     Raises:
         ArgumentError: an argument is not usable.
-        NotMeasuredError: the loss is not one number with a gradient; it has no second derivatives, or such that are no
-            symmetric matrix, as where a custom function's backward hides something; they are not finite.
+        NotMeasuredError: the loss is not one number with a gradient; it has no second derivatives, or such that are not
+            finite; or a custom function hides some: they are no symmetric matrix, or a difference quotient disagrees.
     """
     if which not in get_args(Which):
         raise ArgumentError(f"which must be one of {', '.join(get_args(Which))}; got {which!r}")
@@ -119,7 +122,8 @@ class _Hessian:
     """Products of the Hessian with vectors, in double precision on the host; the gradient's graph is kept."""
 
     def __init__(self, gradients: LossGradients) -> None:
-        self._parameters = gradients.parameters
+        self._all, self._parameters = gradients, gradients.parameters
+        self._eps = max(torch.finfo(one.dtype).eps for one in self._parameters)
         loss = gradients.loss()
         if not bool(loss.isfinite()):
             raise NotMeasuredError(f"the loss is {float(loss.detach())}: it has no Hessian")
@@ -151,7 +155,7 @@ class _Hessian:
         return product
 
     def check(self, seed: int) -> None:
-        """Whether it is symmetric: two random vectors show where it is not.
+        """Whether it is symmetric, and where there are custom functions, the derivative of the gradient at all.
 
         Raises:
             NotMeasuredError: it is not.
@@ -160,12 +164,27 @@ class _Hessian:
         left, right = self(u), self(v)
         size = np.linalg.norm(u) * np.linalg.norm(right) + np.linalg.norm(left) * np.linalg.norm(v)
         self.scale = float(size / 2 / np.linalg.norm(u) / np.linalg.norm(v))
-        coarse = max(torch.finfo(one.dtype).eps for one in self._parameters)
         # Of an n-term sum of products rounded at random; what a custom function hides is as large as the sum itself.
-        if abs(left @ v - u @ right) > 64 * coarse * size:
-            raise NotMeasuredError(
-                "the second derivatives are no symmetric matrix: a function in the model hides some from autograd"
-            )
+        if abs(left @ v - u @ right) > 64 * self._eps * size:
+            raise NotMeasuredError(f"the second derivatives are no symmetric matrix: {_HIDDEN}")
+        if self._all.custom:
+            quotient = self._quotient(v)
+            if np.linalg.norm(quotient - right) > _UNLIKE * max(np.linalg.norm(quotient), np.linalg.norm(right)):
+                raise NotMeasuredError(f"the gradient changes otherwise than by the second derivatives: {_HIDDEN}")
+
+    def _quotient(self, vector: Array) -> Array:
+        """The product as a difference quotient: what no function can hide, but only roughly."""
+        weights = self._all.weights
+        length = math.sqrt(sum(float(one.double().abs().square().sum()) for one in weights)) or 1.0
+        step = self._eps ** (1 / 3) * length / float(np.linalg.norm(vector))
+        ends = []
+        for sign in (1, -1):
+            moved = zip(weights, self._parts(sign * step * vector), strict=True)
+            self._all.put([one + part for one, part in moved])
+            ends.append(flat(self._all.of()[1], self._parameters).cpu().numpy())
+        self._all.put(weights)
+        quotient: Array = (ends[0] - ends[1]) / (2 * step)
+        return quotient
 
     def whole(self) -> Array:
         """The matrix."""

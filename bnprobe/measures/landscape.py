@@ -1,5 +1,6 @@
 """What the loss is like along its gradient: how far it moves, and how far its gradient does."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -139,8 +140,11 @@ def as_lengths(lengths: Sequence[float] | None) -> tuple[float, ...]:
     Raises:
         ArgumentError: none, or one that is no positive number.
     """
-    found = DEFAULT_LENGTHS if lengths is None else tuple(float(one) for one in np.ravel(np.asarray(lengths, object)))
-    if not found or not all(np.isfinite(one) and one > 0 for one in found):
+    try:
+        found = DEFAULT_LENGTHS if lengths is None else tuple(float(one) for one in lengths)
+    except (TypeError, ValueError):
+        found = ()
+    if not found or not all(math.isfinite(one) and one > 0 for one in found):
         raise ArgumentError(f"lengths must be positive numbers, at least one; got {lengths!r}")
     return found
 

@@ -15,6 +15,7 @@ from bnprobe.hooks.sites import LayerChoice, find_sites, named_layers
 from bnprobe.measures.gradients import LossGradients, flat, loss_gradients
 from bnprobe.measures.loss import Loss
 from bnprobe.measures.next_weights import check_optimizers, next_weights
+from bnprobe.measures.owners import Owner, owners
 
 __all__ = ["GradientShifts", "gradient_shift", "shifts_of"]
 
@@ -56,12 +57,6 @@ class GradientShifts:
             pd.concat([measured.assign(why=""), missing], ignore_index=True) if self.why else measured.assign(why="")
         )
         return table.astype({"parameters": "Int64"})
-
-
-@dataclass(frozen=True)
-class _Layer:
-    name: str
-    parameters: Sequence[Tensor]
 
 
 def gradient_shift(
@@ -116,10 +111,10 @@ def shifts_of(
     """As :func:`gradient_shift`, of the layers of these names, or of all."""
     with loss_gradients(model, loss, batch) as gradients:
         optimizers = check_optimizers(optimizer, gradients.parameters)
-        layers, why = _layers(gradients)
-        place = {id(one): index for index, one in enumerate(gradients.parameters)}
-        wanted = {one.name for one in layers} if chosen is None else set(chosen)
         _, before = gradients.of()
+        place = {id(one): index for index, one in enumerate(gradients.parameters)}
+        layers, why = _layers(gradients, before)
+        wanted = {one.name for one in layers} if chosen is None else set(chosen)
         gradients.put(gradients.nudged())
         _, nudged = gradients.of()
         gradients.put(gradients.weights)
@@ -136,45 +131,19 @@ def shifts_of(
             gradients.put([after[index] for index in at], layer.parameters)
     for name in wanted - {one.name for one in layers}:
         why.setdefault(name, "it has no parameters of its own that train")
-    return _result(layers, measured, {name: reason for name, reason in why.items() if name in wanted or chosen is None})
+    return _result(layers, measured, {name: why[name] for name in why if chosen is None or name in wanted})
 
 
-def _layers(gradients: LossGradients) -> tuple[list[_Layer], dict[str, str]]:
-    """Layers with parameters of their own in the order of a forward, and why others are none."""
-    own = {name: list(_own_parameters(module)) for name, module in named_layers(gradients.root)}
-    modules = {
+def _layers(gradients: LossGradients, found: Sequence[Tensor | None]) -> tuple[list[Owner], dict[str, str]]:
+    """Layers in the order of a forward, given the gradients of all parameters; and why others are none."""
+    root = gradients.root
+    callable_ = {  # a scripted module calls its parts outside of Python
         name: module
-        for name, module in named_layers(gradients.root)
-        if module is gradients.root or not isinstance(module, torch.jit.ScriptModule)
+        for name, module in named_layers(root)
+        if module is root or not isinstance(module, torch.jit.ScriptModule)
     }
-    order = gradients.order_of(modules)
-    entered, why = set(order), {}
-    held: dict[str, list[Tensor]] = {name: [] for name in order}
-    for name, parameters in own.items():
-        if not parameters:
-            continue
-        around: str | None = name
-        while around is not None and around not in entered:
-            around = around.rpartition(".")[0] if around else None
-        if around is None:
-            why[name] = "it is not called in this forward"
-        else:
-            held[around] += parameters
-    seen: set[int] = set()
-    layers = []
-    for name in order:
-        mine = [one for one in {id(one): one for one in held[name]}.values() if id(one) not in seen]
-        seen.update(map(id, mine))
-        if mine:
-            layers.append(_Layer(name, mine))
-    return layers, why
-
-
-def _own_parameters(module: nn.Module) -> list[Tensor]:
-    """Those that train, of the module itself and of parametrizations of its tensors."""
-    parametrized = getattr(module, "parametrizations", None)
-    inner = list(parametrized.parameters()) if isinstance(parametrized, nn.ModuleDict) else []
-    return [one for one in (*module.parameters(recurse=False), *inner) if one.requires_grad]
+    pairs = zip(gradients.parameters, found, strict=True)
+    return owners(root, gradients.order_of(callable_), {id(one) for one, gradient in pairs if gradient is not None})
 
 
 def _compared(before: Tensor, after: Tensor, nudged: Tensor) -> Tensor:
@@ -183,7 +152,7 @@ def _compared(before: Tensor, after: Tensor, nudged: Tensor) -> Tensor:
     return torch.stack([*norms, before @ after, (nudged - before).norm()])
 
 
-def _result(layers: Sequence[_Layer], measured: Mapping[str, Tensor], why: Mapping[str, str]) -> GradientShifts:
+def _result(layers: Sequence[Owner], measured: Mapping[str, Tensor], why: Mapping[str, str]) -> GradientShifts:
     if not measured:
         reasons = "; ".join(f"{name!r}: {reason}" for name, reason in why.items())
         raise NotMeasuredError(f"no chosen layer has a gradient: {reasons}")
