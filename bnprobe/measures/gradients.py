@@ -25,7 +25,7 @@ _GROUP_NORM = (F.group_norm, torch.group_norm, torch.native_group_norm)
 
 @contextmanager
 def loss_gradients(model: nn.Module, loss: Loss | None, batch: Any) -> Iterator["LossGradients"]:
-    """The gradients of a loss; afterwards model, random streams and a loss that is a module are as before.
+    """The gradients of a loss; afterwards all is as before: model, random streams, a module whose method the loss is.
 
     Raises:
         ArgumentError: the model is no module, no parameter of it trains, or the loss is missing.
@@ -33,7 +33,8 @@ def loss_gradients(model: nn.Module, loss: Loss | None, batch: Any) -> Iterator[
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     root, loss = unwrap(model), loss_or_cross_entropy(loss, batch)
-    others = [loss] if isinstance(loss, nn.Module) else []
+    owner = loss if isinstance(loss, nn.Module) else getattr(loss, "__self__", None)  # of a method
+    others = [owner] if isinstance(owner, nn.Module) else []
     with untouched(root, *others) as origin, torch.inference_mode(False):
         made = LossGradients(root, loss, batch, origin)
         try:
@@ -75,13 +76,18 @@ class LossGradients:
         """The loss with its graph.
 
         Raises:
-            NotMeasuredError: it is not one number with a gradient.
+            NotMeasuredError: it is not one number with a gradient, or hides parameters.
         """
         self._begin()
         found = self._forward()
         if self._graph is None:
             nodes = list(_nodes(found))
             self._graph = frozenset(node.name() for node in nodes)
+            if any("CheckpointFunction" in name for name in self._graph):
+                raise NotMeasuredError(
+                    "reentrant activation checkpointing hides the parameters inside of it from autograd; "
+                    "checkpoint(..., use_reentrant=False) does not"
+                )
             self.custom = any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in nodes)
             return self.loss() if self._group_norm else found
         return found
@@ -96,8 +102,8 @@ class LossGradients:
         loss = self.loss()
         if self._pooling and not bool(loss.isfinite()):
             # A window of nothing but padding: torch (2.13) writes its gradient outside of the tensor.
-            return loss.detach().double(), [torch.full_like(one, torch.nan) for one in wanted]
-        return loss.detach().double(), gradients_of(loss, wanted)
+            return _wide(loss.detach()), [torch.full_like(one, torch.nan) for one in wanted]
+        return _wide(loss.detach()), gradients_of(loss, wanted)
 
     def order_of(self, layers: Mapping[str, nn.Module]) -> list[str]:
         """Names of layers in the order in which a forward enters them; those that it does not enter are missing."""
@@ -168,8 +174,14 @@ def flat(found: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Tensor
     for gradient, parameter in zip(found, parameters, strict=True):
         dense = torch.zeros_like(parameter) if gradient is None else gradient.detach()
         dense = dense if dense.layout is torch.strided else dense.to_dense()
-        parts.append((torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense).double().reshape(-1))
+        real = torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
+        parts.append(_wide(real).reshape(-1))
     return torch.cat(parts)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In double precision, where the device has it."""
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()
 
 
 @contextmanager

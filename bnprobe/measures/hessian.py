@@ -149,7 +149,7 @@ class _Hessian:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
                 raise NotMeasuredError(f"the loss has no second derivatives: {error}") from error
-        product: Array = flat(found, self._parameters).cpu().numpy()
+        product: Array = flat(found, self._parameters).cpu().double().numpy()
         if not np.isfinite(product).all():
             raise NotMeasuredError("the loss has second derivatives that are not finite")
         return product
@@ -181,7 +181,7 @@ class _Hessian:
         for sign in (1, -1):
             moved = zip(weights, self._parts(sign * step * vector), strict=True)
             self._all.put([one + part for one, part in moved])
-            ends.append(flat(self._all.of()[1], self._parameters).cpu().numpy())
+            ends.append(flat(self._all.of()[1], self._parameters).cpu().double().numpy())
         self._all.put(weights)
         quotient: Array = (ends[0] - ends[1]) / (2 * step)
         return quotient
@@ -196,9 +196,9 @@ class _Hessian:
         parts, start = [], 0
         for one in self._parameters:
             width = one.numel() * (2 if one.is_complex() else 1)
-            part = torch.from_numpy(np.ascontiguousarray(vector[start : start + width], np.float64)).to(one.device)
+            part = torch.from_numpy(np.ascontiguousarray(vector[start : start + width], np.float64))
             real = part.reshape(*one.shape, 2) if one.is_complex() else part.reshape(one.shape)
-            parts.append((torch.view_as_complex(real) if one.is_complex() else real).to(one.dtype))
+            parts.append((torch.view_as_complex(real) if one.is_complex() else real).to(one.dtype).to(one.device))
             start += width
         return parts
 

@@ -120,7 +120,7 @@ def landscape(model: nn.Module, loss: Loss | None, batch: Any, lengths: Sequence
     places = as_lengths(lengths)
     with loss_gradients(model, loss, batch) as gradients:
         found = _along(gradients, places)
-    start, nudged, *rest = torch.stack(found).cpu().numpy()
+    start, nudged, *rest = torch.stack(found).cpu().double().numpy()
     losses, changes = np.array(rest).T
     return LossLandscape(
         lengths=np.array(places),

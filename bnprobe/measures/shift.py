@@ -156,7 +156,7 @@ def _result(layers: Sequence[Owner], measured: Mapping[str, Tensor], why: Mappin
     if not measured:
         reasons = "; ".join(f"{name!r}: {reason}" for name, reason in why.items())
         raise NotMeasuredError(f"no chosen layer has a gradient: {reasons}")
-    l2, norm, shifted, product, off = torch.stack(list(measured.values())).cpu().numpy().T
+    l2, norm, shifted, product, off = torch.stack(list(measured.values())).cpu().double().numpy().T
     sizes = {one.name: sum(part.numel() for part in one.parameters) for one in layers}
     with np.errstate(divide="ignore", invalid="ignore"):
         cosine = np.where((norm > 0) & (shifted > 0), product / (norm * shifted), np.nan)

@@ -1,10 +1,13 @@
 """Gradient shift of layers during training."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from bnprobe.errors import ArgumentError
-from bnprobe.hooks.sites import LayerChoice
+from bnprobe.hooks.sites import LayerChoice, Site
 from bnprobe.measures.loss import Loss, loss_or_cross_entropy
 from bnprobe.measures.shift import shifts_of
 from bnprobe.records import COMPUTED, Measured
@@ -41,7 +44,8 @@ class GradientShift(Measurement):
             elsewhere.
         every: every so many steps, or a schedule; default 100, ours: then it costs little beside the training of a net
             with a few dozen layers.
-        layers: which; None for those that the probe listens to. All layers are updated, whichever are measured.
+        layers: which; None for those with parameters that the probe listens to. All layers are updated, whichever are
+            measured.
 
     Raises:
         ArgumentError: the loss is missing, or another argument is not usable.
@@ -60,6 +64,17 @@ class GradientShift(Measurement):
     def __repr__(self) -> str:
         """Without the batch, which may be large, and is another on every rank."""
         return f"GradientShift(loss={written(self.loss)}, every={written(self.every)}, layers={written(self.layers)})"
+
+    def sites(self, model: nn.Module, listened: Sequence[Site]) -> list[Site]:
+        """The layers to measure.
+
+        Raises:
+            SelectionError: ``layers`` chooses nothing.
+        """
+        chosen = super().sites(model, listened)
+        if self.layers is not None:
+            return chosen
+        return [site for site in chosen if any(one.requires_grad for one in site.module.parameters())]
 
     def measure(self, occasion: Occasion) -> Readings:
         """The shifts of the layers, all at once.

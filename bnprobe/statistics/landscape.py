@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from bnprobe.hooks.sites import LayerChoice, Site, find_sites
@@ -16,6 +17,8 @@ from bnprobe.statistics.fixed_batch import beside, kept, written
 from bnprobe.statistics.measurement import Measurement, Occasion, Readings
 
 __all__ = ["Landscape"]
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -80,15 +83,20 @@ class Landscape(Measurement):
 def _values(found: LossLandscape) -> dict[str, Measured]:
     low, high = found.loss_range
     smoothness = found.effective_smoothness, found.effective_smoothness_error
+    with np.errstate(divide="ignore", invalid="ignore"):
+        of_ratios = found.gradient_error / found.distances
     return {
         "loss": _measured(found.loss, found.loss_error, found.losses),
         "loss_range": _measured(high - low, 2 * found.loss_error),
         "gradient_norm": _measured(found.gradient_norm, found.gradient_error),
         "gradient_change": _measured(found.predictiveness[1], found.gradient_error, found.gradient_changes),
-        "effective_smoothness": _measured(*smoothness, found.ratios),
+        "effective_smoothness": _measured(*smoothness, found.ratios, of_ratios),
     }
 
 
-def _measured(value: float, error: float, channels: Any = None) -> Measured:
-    listed = None if channels is None else [np.asarray(channels, np.float64)]
-    return Measured(np.array([value]), COMPUTED, np.array([error]), listed)
+def _measured(value: float, error: float, channels: Array | None = None, errors: Array | None = None) -> Measured:
+    """One value and what it may be off; and values at the lengths, whose errors are the same unless given."""
+    if channels is None:
+        return Measured(np.array([value]), COMPUTED, np.array([error]))
+    off = np.full(channels.shape, error) if errors is None else errors
+    return Measured(np.array([value]), COMPUTED, np.array([error]), [channels], channel_errors=[off])

@@ -10,7 +10,7 @@ from torch import nn
 
 
 def law(x, gradient, gamma, eps):
-    """Both ``[C, m]``: squared norms ``[C]``, the paper's bound, and the size of the terms whose difference they are."""
+    """Of ``[C, m]``: squared norms ``[C]``, the paper's bound, and the size of the terms whose difference they are."""
     m = x.shape[1]
     variance = x.var(1, correction=0)
     rho = variance / (variance + eps)

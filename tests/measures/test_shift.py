@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.checkpoint import checkpoint
 
 import bnprobe
 from bnprobe.errors import ArgumentError, NotMeasuredError, SelectionError
@@ -347,6 +348,7 @@ def test_the_loss_may_be_a_module_of_its_own():
     model, optimizer, (x, y) = made("mlp")
     loss = Criterion().double()
     first = bnprobe.gradient_shift(model, loss, (x, y), optimizer)
+    assert bnprobe.gradient_shift(model, loss.forward, (x, y), optimizer).frame().equals(first.frame())
     assert torch.equal(loss.norm.running_mean, torch.zeros(3, dtype=torch.float64))
     assert int(loss.norm.num_batches_tracked) == 0
     assert_same(first, naive(model, loss, (x, y), optimizer, first.layers))
@@ -477,6 +479,17 @@ def test_channels_last_group_norm_on_a_cpu_does_not_crash():
     assert done.returncode == 0, done.stderr
 
 
+def test_under_activation_checkpointing():
+    model, optimizer, batch = made("residual", "momentum")
+    plain = bnprobe.gradient_shift(model, None, batch, optimizer)
+
+    def loss(net, pair):
+        return F.cross_entropy(checkpoint(net, pair[0], use_reentrant=False), pair[1])
+
+    found = bnprobe.gradient_shift(model, loss, batch, optimizer)
+    np.testing.assert_allclose(found.l2, plain.l2, rtol=1e-9, atol=1e-14)
+
+
 def test_losses_that_are_not_finite_give_nan():
     model, optimizer, (x, y) = made("mlp")
     found = bnprobe.gradient_shift(model, None, (x * torch.inf, y), optimizer)
@@ -500,6 +513,9 @@ def test_refusals():
         bnprobe.gradient_shift(mlp().requires_grad_(False), None, batch, optimizer)
     with pytest.raises(SelectionError, match="matches no layer"):
         bnprobe.gradient_shift(model, None, batch, optimizer, layers="nowhere")
+    again = lambda net, pair: checkpoint(net, pair[0].requires_grad_(), use_reentrant=True).sum()  # noqa: E731
+    with pytest.raises(NotMeasuredError, match="reentrant activation checkpointing hides the parameters inside of it"):
+        bnprobe.gradient_shift(model, again, batch, optimizer)
     with pytest.raises(NotMeasuredError, match="the loss must be one number with a gradient"):
         bnprobe.gradient_shift(model, lambda net, pair: net(pair[0]), batch, optimizer)
 

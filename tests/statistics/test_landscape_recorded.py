@@ -40,12 +40,14 @@ def test_values_are_those_of_the_step():
             assert rows.loc[name, "value"] == pytest.approx(value, rel=1e-9, abs=1e-12), name
             assert rows.loc[name, "error"] == pytest.approx(error, rel=1e-6), name
         assert set(rows["count"]) == {sum(one.numel() for one in model.parameters())}
-        for name, values in (
-            ("loss", found.losses),
-            ("gradient_change", found.gradient_changes),
-            ("effective_smoothness", found.ratios),
+        for name, values, error in (
+            ("loss", found.losses, found.loss_error),
+            ("gradient_change", found.gradient_changes, found.gradient_error),
+            ("effective_smoothness", found.ratios, found.gradient_error / found.distances),
         ):
             np.testing.assert_allclose(run.channels("", name, place="loss").loc[step], values, rtol=1e-9)
+            off = run.channels("", name, place="loss", error=True).loc[step]
+            np.testing.assert_allclose(off, np.broadcast_to(error, 2), rtol=1e-6)
     assert set(run.frame(place="loss")["step"]) == {0, 3}
 
 
