@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 import bnprobe
 from analyses.pictures import ARM_COLORS, Lines, as_figure, learning_curves
-from analyses.santurkar2018_deep_linear import VARIANTS, recorded
+from analyses.santurkar2018_deep_linear import RATE, VARIANTS, recorded
 from analyses.trials import Finished
 from bnprobe.plots import gradient_shift, landscape, style
 from bnprobe.report import Figure, Table
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["draw", "tables"]
 
 _ARMS = ("without batch norm", "with batch norm")
-_ABOVE_LEGEND = 30  # points
+_ABOVE_LEGEND = 40  # points
 
 Array = NDArray[np.float64]
 
@@ -78,11 +78,13 @@ def _landscape(results: "Results") -> Figure:
         for statistic, ax in zip(("loss", "gradient_change", "effective_smoothness"), axes, strict=True):
             for found, name, color in zip((results.without[0], results.normed[0]), _ARMS, ARM_COLORS, strict=True):
                 landscape(_run(found), ax, statistic=statistic, color=color, label=name)
-            ax.set_title(ax.get_title(loc="left"), loc="left", pad=_ABOVE_LEGEND + 10)
+            ax.set_title(ax.get_title(loc="left"), loc="left", pad=_ABOVE_LEGEND)
+        axes[-1].axhline(2 / RATE, color=style.MISSING, linestyle="--", linewidth=1, zorder=0)
     return as_figure(
         axes[0],
         "What a step along the gradient meets, from 1/100 to 30 times the learning rate; seed 0. Bands reach over "
-        "these lengths. The loss is a sum over samples.",
+        "these lengths. The loss is a sum over samples. Dashed: two over the learning rate, the curvature beyond which "
+        "gradient descent oscillates and grows (edge of stability: Cohen et al. 2021).",
         "Three panels over training steps with a band for each network: loss, change of the gradient, and its ratio to "
         "the distance.",
         wide=True,
@@ -106,7 +108,8 @@ def _arms(results: "Results") -> Table:
     caption = (
         "Of all layers but the first. Mean cosine over layers, records and seeds; the mean of the layer where it is "
         "lowest; median of the l2 distance between the two gradients over the norm of the first; mean squared error "
-        "per sample before and after training. In lines with a change, that free choice is another, in one seed."
+        "per sample before and after training. In lines with a change, that free choice is another, in one seed: where "
+        "these say otherwise than the first two, the claim hangs on it."
     )
     return Table(header, rows, caption)
 

@@ -65,7 +65,9 @@ CLAIMS: tuple[Claim, ...] = (
 
 CHOICES: tuple[Choice, ...] = (
     Choice(
-        "initial weights", "Gaussian with variance 1 / width (Glorot)", "the paper's for VGG; not given for this net"
+        "initial weights",
+        "Gaussian with variance 1 / width (Glorot)",
+        "the paper's for VGG; not given for this net, and it matters: see the table",
     ),
     Choice(
         "data",

@@ -62,7 +62,7 @@ class GradientShifts:
 def gradient_shift(
     model: nn.Module, loss: Loss | None, batch: Any, optimizer: Any, layers: LayerChoice = None
 ) -> GradientShifts:
-    r"""Change of each layer's gradient by the update of the layers before it (Santurkar et al. 2018, definition 2.1).
+    r"""Change of each layer's gradient by the update of the layers before it (Santurkar et al. 2018, section 2.2).
 
     For layer i of k with weights :math:`W_1 \dots W_k` at step t and one batch (x, y) it compares
 
@@ -80,7 +80,7 @@ def gradient_shift(
     them; shared ones to the layer that is entered first, and they change wherever they are used.
 
     *Cost*: k + 3 forwards, k + 2 backward passes, of which k end at their layer: half a pass each on average. Memory
-    for two further copies of the parameters and one of the optimizer's state.
+    for about six copies of the parameters and one of the optimizer's state.
 
     *Error*: what becomes of G where each weight is moved by one rounding of its dtype, times the square root of two for
     G and G'. One draw, so an estimate and no bound. A shift below it is not told from rounding: then measure a model in
