@@ -37,7 +37,7 @@ def owners(root: nn.Module, order: Sequence[str], used: Container[int]) -> tuple
     for name, module in named_layers(root):
         parameters = _own(module)
         around = _called_around(name, held)
-        if around != name:
+        if around != name and parameters:
             parameters = [one for one in parameters if id(one) in used]
             why[name] = "it is not called in this forward"
             if around is not None and parameters:

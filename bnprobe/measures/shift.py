@@ -99,7 +99,8 @@ def gradient_shift(
         ArgumentError: an argument is not usable; the optimizer has no parameter of the model, needs a closure
             (``LBFGS``), or cannot be copied.
         SelectionError: no layer is chosen.
-        NotMeasuredError: the loss is not one number with a gradient, or no chosen layer has one.
+        NotMeasuredError: the loss is not one number with a gradient, or no chosen layer has one; the order of the
+            layers is not known (scripted modules), or autograd does not see them (reentrant checkpointing).
     """
     chosen = None if layers is None else [site.name for site in find_sites(model, layers)]
     return shifts_of(model, loss, batch, optimizer, chosen)
@@ -136,14 +137,14 @@ def shifts_of(
 
 def _layers(gradients: LossGradients, found: Sequence[Tensor | None]) -> tuple[list[Owner], dict[str, str]]:
     """Layers in the order of a forward, given the gradients of all parameters; and why others are none."""
-    root = gradients.root
-    callable_ = {  # a scripted module calls its parts outside of Python
-        name: module
-        for name, module in named_layers(root)
-        if module is root or not isinstance(module, torch.jit.ScriptModule)
-    }
+    modules = dict(named_layers(gradients.root))
+    for name, module in modules.items():
+        if isinstance(module, torch.jit.ScriptModule) and any(one.requires_grad for one in module.parameters()):
+            raise NotMeasuredError(f"{name!r} is scripted: it calls its layers outside of Python, in an unknown order")
+    callable_ = {name: one for name, one in modules.items() if not isinstance(one, torch.jit.ScriptModule)}
     pairs = zip(gradients.parameters, found, strict=True)
-    return owners(root, gradients.order_of(callable_), {id(one) for one, gradient in pairs if gradient is not None})
+    used = {id(one) for one, gradient in pairs if gradient is not None}
+    return owners(gradients.root, gradients.order_of(callable_), used)
 
 
 def _compared(before: Tensor, after: Tensor, nudged: Tensor) -> Tensor:

@@ -199,6 +199,7 @@ class Odd(nn.Module):
         self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
         self.first = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
         self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.list = nn.ModuleList([nn.Dropout()])  # neither called nor missed: they have no parameters
 
     def forward(self, x):
         x = torch.tanh(self.first(x)) + self.token
@@ -516,6 +517,9 @@ def test_refusals():
     again = lambda net, pair: checkpoint(net, pair[0].requires_grad_(), use_reentrant=True).sum()  # noqa: E731
     with pytest.raises(NotMeasuredError, match="reentrant activation checkpointing hides the parameters inside of it"):
         bnprobe.gradient_shift(model, again, batch, optimizer)
+    scripted = nn.Sequential(nn.Linear(3, 3), torch.jit.script(nn.Sequential(nn.Linear(3, 3))))
+    with pytest.raises(NotMeasuredError, match="'1' is scripted: it calls its layers outside of Python"):
+        bnprobe.gradient_shift(scripted, square, torch.randn(2, 3), torch.optim.SGD(scripted.parameters(), 0.1))
     with pytest.raises(NotMeasuredError, match="the loss must be one number with a gradient"):
         bnprobe.gradient_shift(model, lambda net, pair: net(pair[0]), batch, optimizer)
 
