@@ -10,7 +10,7 @@ from bnprobe.errors import ArgumentError
 
 __all__ = ["Choice", "Claim", "Evidence", "Finding", "Gate", "Quantity", "Verdict", "decide"]
 
-Unit = Literal["pp", "log ratio"]
+Unit = Literal["pp", "log ratio", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Quantity:
     Attributes:
         name: short, unique within an analysis.
         meaning: how it is computed, in one sentence.
-        unit: ``pp`` (percentage points), or ``log ratio``: the natural logarithm of a ratio, shown as the ratio.
+        unit: ``pp`` (percentage points), ``cosine``, or ``log ratio``: the natural logarithm of a ratio, shown as it.
         direction: where the claim puts it: ``above`` or ``below`` the smallest effect.
         smallest_effect: the effect from which on it counts, in ``unit``.
         refuted_from: on whose other side the claim is refuted; None: of ``smallest_effect``. Between is undecided.

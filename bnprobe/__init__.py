@@ -1,7 +1,8 @@
 """bnprobe: a measuring instrument for normalization in PyTorch networks.
 
 ``attach`` listens to a training run, ``load`` reads what it kept, ``drift`` and ``report`` show it; ``spectrum`` and
-``spectra`` measure Jacobians. Reading needs no torch: names are imported when they are first used.
+``spectra`` measure Jacobians, ``gradient_shift``, ``landscape`` and ``hessian_eigenvalues`` a loss. Reading needs no
+torch: names are imported when they are first used.
 """
 
 import sys
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from bnprobe.attach import Probe, attach
     from bnprobe.drift import drift
     from bnprobe.measures.growth import gradient_growth
+    from bnprobe.measures.hessian import HessianEigenvalues, hessian_eigenvalues
     from bnprobe.measures.jacobian import Spectrum, spectra, spectrum
+    from bnprobe.measures.landscape import LossLandscape, landscape
+    from bnprobe.measures.shift import GradientShifts, gradient_shift
     from bnprobe.report import report
     from bnprobe.store import Run, load
 
@@ -27,6 +31,12 @@ _HOME = {
     "report": "bnprobe.report",
     "spectra": "bnprobe.measures.jacobian",
     "gradient_growth": "bnprobe.measures.growth",
+    "gradient_shift": "bnprobe.measures.shift",
+    "GradientShifts": "bnprobe.measures.shift",
+    "hessian_eigenvalues": "bnprobe.measures.hessian",
+    "HessianEigenvalues": "bnprobe.measures.hessian",
+    "landscape": "bnprobe.measures.landscape",
+    "LossLandscape": "bnprobe.measures.landscape",
     "spectrum": "bnprobe.measures.jacobian",
     "Spectrum": "bnprobe.measures.jacobian",
     "Run": "bnprobe.store",
@@ -34,6 +44,9 @@ _HOME = {
 _PARTS = {"distances", "errors", "measures", "plots", "records", "schedule", "statistics", "store"}
 
 __all__ = [
+    "GradientShifts",
+    "HessianEigenvalues",
+    "LossLandscape",
     "Probe",
     "Run",
     "Spectrum",
@@ -41,6 +54,9 @@ __all__ = [
     "attach",
     "drift",
     "gradient_growth",
+    "gradient_shift",
+    "hessian_eigenvalues",
+    "landscape",
     "load",
     "report",
     "spectra",

@@ -1,8 +1,9 @@
 """The vocabulary of measurements: what a record is, and how it lies in a table.
 
 A *record* is everything measured of one tensor: which step and phase, which layer and call, which place
-(``input``, ``output``, ``grad_output``, ``weight``, or ``jacobian``: what was measured of d output / d input), and
-beside these keys one group of columns a statistic:
+(``input``, ``output``, ``grad_output``, ``weight``; ``jacobian``: what was measured of d output / d input;
+``grad_weight``: of the gradient in a layer's parameters; or ``loss``: of a loss as a function of all parameters, a
+record of the root, whose name is empty), and beside these keys one group of columns a statistic:
 
 =======================  ============================================================================
 column                   meaning
@@ -42,7 +43,7 @@ __all__ = [
     "Record",
 ]
 
-PLACES = ("input", "output", "grad_output", "weight", "jacobian")
+PLACES = ("input", "output", "grad_output", "weight", "jacobian", "grad_weight", "loss")
 PHASES = ("train", "eval")
 KEYS = ("step", "phase", "layer", "call", "place")
 SAVED, COMPUTED, SAMPLED = SOURCES = ("saved", "computed", "sampled")

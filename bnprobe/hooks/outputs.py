@@ -1,4 +1,4 @@
-"""What layers return in a forward of the measurement's own, with its graph."""
+"""What layers return in a forward of the measurement's own, with its graph, and in which order they are entered."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from bnprobe.errors import NotMeasuredError
 from bnprobe.hooks.segments import outputs_of, plain_forward
 from bnprobe.hooks.tensors import with_tensors
 
-__all__ = ["outputs_at"]
+__all__ = ["order_of_entry", "outputs_at"]
 
 
 def outputs_at(
@@ -47,3 +47,26 @@ def outputs_at(
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def order_of_entry(layers: Mapping[str, nn.Module], run: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """What ``run`` returns, and the names of those of ``layers`` that it calls, in the order of their first calls.
+
+    A module that contains others comes before them.
+    """
+    entered: dict[str, None] = {}
+
+    def note(name: str) -> Callable[[nn.Module, Any], None]:
+        def hook(_: nn.Module, __: Any) -> None:
+            entered.setdefault(name)
+
+        return hook
+
+    handles = []
+    try:
+        for name, module in layers.items():
+            handles.append(module.register_forward_pre_hook(note(name), prepend=True))
+        return run(), list(entered)
+    finally:
+        for handle in handles:
+            handle.remove()

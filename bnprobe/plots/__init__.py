@@ -6,6 +6,8 @@ style. Nothing here changes matplotlib's settings or asks for a display.
 
 from bnprobe.plots.before_after import before_after
 from bnprobe.plots.drift_map import drift_map
+from bnprobe.plots.gradient_shift import gradient_shift
+from bnprobe.plots.landscape import landscape
 from bnprobe.plots.moments_over_depth import moments_over_depth
 from bnprobe.plots.percentiles import percentiles
 from bnprobe.plots.recorded_spectrum import recorded_spectrum
@@ -16,6 +18,8 @@ from bnprobe.plots.spectra import sorted_spectra, spectrum_over_training, spectr
 __all__ = [
     "before_after",
     "drift_map",
+    "gradient_shift",
+    "landscape",
     "moments_over_depth",
     "percentiles",
     "recorded_spectrum",

@@ -1,7 +1,9 @@
 """What a probe can measure of each layer, one a file: streaming statistics, and measurements that run own passes."""
 
 from bnprobe.statistics.base import Observation, Statistic
+from bnprobe.statistics.gradient_shift import GradientShift
 from bnprobe.statistics.gradients import Gradients
+from bnprobe.statistics.landscape import Landscape
 from bnprobe.statistics.measurement import Measurement, Occasion, Readings
 from bnprobe.statistics.moments import Moments
 from bnprobe.statistics.quantiles import Quantiles
@@ -10,7 +12,9 @@ from bnprobe.statistics.saturation import Saturation
 from bnprobe.statistics.spectra import Spectra
 
 __all__ = [
+    "GradientShift",
     "Gradients",
+    "Landscape",
     "Measurement",
     "Moments",
     "Observation",

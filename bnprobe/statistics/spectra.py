@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from bnprobe.errors import ArgumentError
 from bnprobe.hooks.segments import SegmentChoice, find_layer
 from bnprobe.hooks.sites import LayerChoice, Site, unwrap
-from bnprobe.hooks.tensors import tensors_in, with_tensors
+from bnprobe.hooks.tensors import tensors_in
 from bnprobe.measures.jacobian import Spectrum
 from bnprobe.measures.jacobian.measure import Count, Method, Per, Wanted
 from bnprobe.measures.jacobian.table import measure_layers, measure_segments
 from bnprobe.records import COMPUTED, Measured
 from bnprobe.schedule import Schedule, as_schedule
+from bnprobe.statistics.fixed_batch import beside, kept
 from bnprobe.statistics.measurement import Measurement, Occasion, Readings
 
 __all__ = ["Spectra"]
@@ -89,7 +89,7 @@ class Spectra(Measurement):
                 f"segments must be pairs of layers' names, or None for the whole model; got {self.segments!r}"
             )
         object.__setattr__(self, "segments", tuple(self.segments))
-        object.__setattr__(self, "batch", with_tensors(self.batch, _copy))
+        object.__setattr__(self, "batch", kept(self.batch))
 
     def __repr__(self) -> str:
         """Without the batch, which may be large, and is another on every rank."""
@@ -113,7 +113,7 @@ class Spectra(Measurement):
 
     def measure(self, occasion: Occasion) -> Readings:
         """The spectra of the layers, each by itself, and of the segments."""
-        batch, named = with_tensors(self.batch, _mover(occasion.root)), self._named()
+        batch, named = beside(occasion.root, self.batch), self._named()
         layers = [site for site in occasion.sites if site.name not in named]
         found = measure_layers(occasion.root, batch, layers, self._wanted()) if layers else {}
         segments = {site.name: named[site.name] for site in occasion.sites if site.name in named}
@@ -131,16 +131,6 @@ class Spectra(Measurement):
 
 def _is_pair(names: Any) -> bool:
     return isinstance(names, tuple) and len(names) == 2 and all(isinstance(one, str) for one in names)
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()
-
-
-def _mover(root: nn.Module) -> Any:
-    first = next((one for one in (*root.parameters(), *root.buffers())), None)
-    device = torch.device("cpu") if first is None else first.device
-    return lambda tensor: tensor.to(device)
 
 
 def _counts(spectra: Any) -> list[int]:

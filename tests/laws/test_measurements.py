@@ -15,8 +15,18 @@ from bnprobe.statistics import Measurement, Occasion
 from tests.cases import CASES, batches
 from tests.laws.test_no_observer_effect import assert_bitwise, run
 
+
+def mean_square(model, x):
+    return model(x).square().mean()
+
+
 # One of each exported kind, given a case's batch.
-MEMBERS = {"Spectra": lambda x: s.Spectra(x, every=3, k=(2, 1))}
+MEMBERS = {
+    "Spectra": lambda x: s.Spectra(x, every=3, k=(2, 1)),
+    "GradientShift": lambda x: s.GradientShift(mean_square, x, every=3),
+    "Landscape": lambda x: s.Landscape(mean_square, x, (0.1, 0.3), every=3),
+}
+OWN_PLACES = {"jacobian", "grad_weight", "loss"}
 
 
 def test_every_exported_measurement_is_under_the_laws():
@@ -77,8 +87,9 @@ def test_other_statistics_do_not_see_its_passes(make):
                 optimizer.zero_grad()
                 model(torch.randn(16, 6)).square().mean().backward()
                 optimizer.step()
-        frame = probe.run.frame()
-        return frame[frame["place"] != "jacobian"].reset_index(drop=True), probe.run.layers
+        frame, layers = probe.run.frame(), probe.run.layers
+        others = frame[~frame["place"].isin(OWN_PLACES)].reset_index(drop=True)
+        return others, layers[layers["name"] != ""].reset_index(drop=True).drop(columns="why")
 
     plain, measured = records(), records(make(torch.randn(4, 6, generator=torch.Generator().manual_seed(0))))
     assert plain[0].astype(str).equals(measured[0].astype(str))
@@ -91,7 +102,8 @@ def test_measuring_twice_gives_the_same_and_changes_nothing_of_its_own(make):
     model = nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9), nn.Tanh(), nn.Dropout(0.5), nn.Linear(9, 3))
     member = make(torch.randn(4, 6))
     before = copy.deepcopy(vars(member))
-    occasion = Occasion(0, model, find_sites(model, None))
+    sites, optimizer = member.sites(model, find_sites(model, None)), torch.optim.SGD(model.parameters(), 0.1)
+    occasion = Occasion(0, model, sites, [optimizer])
     first, second = member.measure(occasion), member.measure(occasion)
     assert first.layers == second.layers
     assert len(first.layers) == len(first.counts) > 0

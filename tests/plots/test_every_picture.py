@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from report.believable_run import with_spectra
+from report.believable_run import with_measurements, with_spectra
 
 from bnprobe import plots
 from bnprobe.errors import RunError
@@ -36,7 +36,13 @@ OF_RUNS = {
     "saturation map": lambda run, ax: plots.saturation(run, ax=ax, lines=False),
     "running_gap": lambda run, ax: plots.running_gap(run, ax=ax),
 }
-DRAWINGS = OF_RUNS | OF_SPECTRA
+OF_MEASUREMENTS = {
+    "gradient_shift": lambda run, ax: plots.gradient_shift(with_measurements(run), ax),
+    "gradient_shift l2": lambda run, ax: plots.gradient_shift(with_measurements(run), ax, statistic="gradient_shift"),
+    "landscape": lambda run, ax: plots.landscape(with_measurements(run), ax),
+    "landscape named": lambda run, ax: plots.landscape(with_measurements(run), ax, statistic="loss", label="a"),
+}
+DRAWINGS = OF_RUNS | OF_SPECTRA | OF_MEASUREMENTS
 
 
 def test_every_picture_is_under_the_common_laws():

@@ -159,3 +159,31 @@ def with_spectra(run: Run, spectra: np.ndarray, *, whole: bool = True) -> Run:
     with Writer(directory, settings={}, layers=[layer], levels=LEVELS) as writer:
         writer.append(build_table(records, {"singular_value": [Placed(np.arange(len(ordered)), listed)]}))
     return Run(directory)
+
+
+def with_measurements(run: Run, steps: Sequence[int] = range(0, 60, 10)) -> Run:
+    """A run beside another one, with gradient shifts of its layers and a landscape of the loss."""
+    directory = run.path.with_name(f"{run.path.name}-measured-{len(steps)}")
+    if directory.exists():
+        return Run(directory)
+    names = [name for name in run.layers["name"] if "fc" in name or "bn" in name]
+    layers = [Layer(name, "Linear", "linear", observed=True) for name in names] + [
+        Layer("", "Net", "other", observed=True)
+    ]
+    records = [Record(step, "train", name, 0, "grad_weight", 100) for step in steps for name in names]
+    records += [Record(step, "train", "", 0, "loss", 1000) for step in steps]
+    shifts = np.arange(len(steps) * len(names))
+    rest = len(shifts) + np.arange(len(steps))
+    along = [np.array([1.0, 2.0, 4.0]) * 10.0 ** (-index) for index in range(len(steps))]
+    loss = Measured(np.array([2.5 * one[0] for one in along]), COMPUTED, channels=along)
+    with Writer(directory, settings={}, layers=layers, levels=LEVELS) as writer:
+        placed = {
+            "gradient_cosine": [Placed(shifts, Measured(np.cos(shifts / 9), COMPUTED))],
+            "gradient_shift": [Placed(shifts, Measured(1.0 + shifts, COMPUTED))],
+            "loss": [Placed(rest, loss)],
+            "gradient_change": [
+                Placed(rest, Measured(np.array([4.0 + one[2] for one in along]), COMPUTED, channels=along))
+            ],
+        }
+        writer.append(build_table(records, placed))
+    return Run(directory)
