@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bnprobe.drift import drift
     from bnprobe.measures.growth import gradient_growth
     from bnprobe.measures.jacobian import Spectrum, spectra, spectrum
+    from bnprobe.measures.scale_invariance import ScaleInvariance, scale_invariance
     from bnprobe.report import report
     from bnprobe.store import Run, load
 
@@ -27,6 +28,8 @@ _HOME = {
     "report": "bnprobe.report",
     "spectra": "bnprobe.measures.jacobian",
     "gradient_growth": "bnprobe.measures.growth",
+    "scale_invariance": "bnprobe.measures.scale_invariance",
+    "ScaleInvariance": "bnprobe.measures.scale_invariance",
     "spectrum": "bnprobe.measures.jacobian",
     "Spectrum": "bnprobe.measures.jacobian",
     "Run": "bnprobe.store",
@@ -36,6 +39,7 @@ _PARTS = {"distances", "errors", "measures", "plots", "records", "schedule", "st
 __all__ = [
     "Probe",
     "Run",
+    "ScaleInvariance",
     "Spectrum",
     "__version__",
     "attach",
@@ -43,6 +47,7 @@ __all__ = [
     "gradient_growth",
     "load",
     "report",
+    "scale_invariance",
     "spectra",
     "spectrum",
 ]

@@ -1,0 +1,163 @@
+"""Passes in which every normalization is seen, and done as a law wants it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from bnprobe.errors import NotMeasuredError
+from bnprobe.measures.scale_invariance.normalizations import Normalization, normalization
+
+__all__ = ["AsWritten", "Divided", "Listening", "Relative", "Seen"]
+
+_TINY = {torch.float64: 1e-100}  # eps that no variance notices; its inverse square root squared stays finite
+_TINY_ELSE = 1e-30
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """One normalization of a pass.
+
+    Attributes:
+        family: as in :class:`Normalization`.
+        variances: ``[R, K]``, of its input in this pass.
+        eps: of the call.
+        ratio: ``[R, K]``, by what its input was divided.
+        gate: ``[R, K]`` ones, by which x-hat was multiplied, with gradient.
+        measured: ``[R, K]``, r as measured: by how much x-hat grows where the input is not divided.
+    """
+
+    family: str
+    variances: Tensor
+    eps: float
+    ratio: Tensor | None = None
+    gate: Tensor | None = None
+    measured: Tensor | None = None
+
+
+class Listening(TorchFunctionMode, ABC):
+    """Inside, each normalization by statistics of the batch itself goes through :meth:`_do`.
+
+    Attributes:
+        seen: the normalizations of the forward, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Seen] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """A normalization, or whatever else was called."""
+        kwargs = kwargs or {}
+        call = normalization(func, args, kwargs)
+        if call is None:
+            output = func(*args, **kwargs)
+            if "max_pool" in getattr(func, "__name__", ""):
+                _check_pooled(output)
+            return output
+        again = self._recomputed(call)
+        output, seen = self._do(call, len(self.seen) if again is None else again)
+        if again is None:
+            self.seen.append(seen)
+        return output
+
+    @abstractmethod
+    def _do(self, call: Normalization, index: int) -> tuple[Tensor, Seen]:
+        """The output of the how many-eth normalization of this forward."""
+
+    def _recomputed(self, call: Normalization) -> int | None:
+        """Which one it is where a checkpoint runs its layers again inside of the backward pass."""
+        if torch._C._current_graph_task_id() == -1:
+            return None
+        variances = call.variances()
+        for index, one in enumerate(self.seen):
+            if one.family == call.family and torch.equal(one.variances, variances):
+                return index
+        raise NotMeasuredError("a checkpoint runs its layers again on another input")
+
+
+class AsWritten(Listening):
+    """As the user wrote it; x-hat of each group has a gate, whose gradient is :math:`<dL/dx-hat, x-hat>`."""
+
+    def _do(self, call: Normalization, index: int) -> tuple[Tensor, Seen]:
+        if index < len(self.seen):
+            one = self.seen[index]
+            return call.gained(_required(one.gate)), one
+        variances = call.variances()
+        gate = torch.ones_like(variances, requires_grad=True)
+        return call.gained(gate), Seen(call.family, variances, call.eps, gate=gate)
+
+
+class Relative(Listening):
+    """With an epsilon that is a share of the variance: the same values, and scale-invariant to the last digit.
+
+    x-hat is :math:`\\sqrt{\\rho} (x - \\mu) / s` with :math:`\\rho = s^2 / (s^2 + \\epsilon)` held fixed.
+    """
+
+    def _do(self, call: Normalization, index: int) -> tuple[Tensor, Seen]:
+        variances = call.variances()
+        share = (variances / (variances + call.eps)).sqrt()
+        tiny = _TINY.get(call.x.dtype, _TINY_ELSE)
+        return call.gained(share, tiny), Seen(call.family, variances, call.eps)
+
+
+class Divided(Listening):
+    """Each group's input divided by how much larger it is than in an earlier pass: where it was only scaled, this is
+    the earlier pass again. It is the same as an epsilon that grows by the square of the factor.
+
+    Args:
+        base: the normalizations of the earlier pass.
+        signs: by index, ``[K]`` of 1 and -1: which groups are expected with their signs changed.
+        measure: whether to measure what not dividing would make of x-hat.
+    """
+
+    def __init__(self, base: Sequence[Seen], signs: dict[int, Tensor] | None = None, measure: bool = False) -> None:
+        super().__init__()
+        self._base, self._signs, self._measure = base, signs or {}, measure
+
+    def _do(self, call: Normalization, index: int) -> tuple[Tensor, Seen]:
+        if index >= len(self._base) or self._base[index].family != call.family:
+            raise NotMeasuredError("the model normalizes another number of times when its parameters are scaled")
+        before, now = self._base[index].variances, call.variances()
+        if before.shape != now.shape:
+            raise NotMeasuredError("the model normalizes values of another shape when its parameters are scaled")
+        ratio = (now / before).sqrt()
+        ratio = torch.where((before > 0) & (now > 0) & ratio.isfinite(), ratio, 1.0)
+        if index in self._signs:
+            ratio = ratio * self._signs[index].to(ratio)
+        divided = call.x / call.spread(ratio).to(call.x.dtype)
+        measured = self._grown(call, divided) if self._measure else None
+        output = Normalization(call.family, divided, call.weight, call.bias, call.eps, call.size).output()
+        return output, Seen(call.family, now, call.eps, ratio=ratio, measured=measured)
+
+    @staticmethod
+    def _grown(call: Normalization, divided: Tensor) -> Tensor:
+        """The factor that, in the least squares sense, makes x-hat of the divided input that of the input."""
+        with torch.no_grad():
+            reference, grown = call.normalized(divided.detach()), call.normalized(call.x.detach())
+            wide = torch.promote_types(reference.dtype, torch.float32)
+            reference, grown = reference.to(wide), grown.to(wide)
+            return call.sums(reference * grown) / call.sums(reference.square())
+
+
+def _required(gate: Tensor | None) -> Tensor:
+    if gate is None:
+        raise AssertionError("a pass as written has gates")
+    return gate
+
+
+def _check_pooled(output: Any) -> None:
+    """A window of nothing but padding: torch (2.13) writes its gradient outside of the tensor."""
+    pooled = output[0] if isinstance(output, tuple) else output
+    if isinstance(pooled, Tensor) and pooled.device.type == "cpu" and not bool(pooled.detach().isfinite().all()):
+        raise NotMeasuredError("the output of max pooling has values that are not finite")
