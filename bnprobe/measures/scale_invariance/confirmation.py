@@ -10,7 +10,7 @@ from torch import Tensor
 from bnprobe.errors import NotMeasuredError
 from bnprobe.measures.scale_invariance.held import Held
 from bnprobe.measures.scale_invariance.hypotheses import Array, Hypothesis, host, wide
-from bnprobe.measures.scale_invariance.listening import Divided, Seen
+from bnprobe.measures.scale_invariance.listening import Divided, Relative, Seen
 from bnprobe.measures.scale_invariance.passes import Change, Pass, Passes
 
 __all__ = ["Tester", "Trial"]
@@ -33,6 +33,7 @@ class Trial:
         loss: relative change of the loss.
         others: relative change of the gradients of what was left alone.
         seen: the normalizations.
+        exact: relative size up to which a number counts as zero.
     """
 
     hypotheses: list[Hypothesis]
@@ -43,10 +44,20 @@ class Trial:
     loss: float
     others: float
     seen: list[Seen]
+    exact: float
 
     def holds(self, tolerance: float) -> bool:
         """Whether nothing changed."""
-        return max(self.loss, self.others, *(float(one.max()) for one in self.mismatches)) <= tolerance
+        return max(self.loss, self.others) <= tolerance and not self.failing(tolerance)
+
+    def failing(self, tolerance: float) -> list[Hypothesis]:
+        """Those whose own gradients changed."""
+        pairs = zip(self.hypotheses, self.mismatches, strict=True)
+        return [one for one, changed in pairs if not changed.max() <= self.allowed(one, tolerance)]
+
+    def allowed(self, hypothesis: Hypothesis, tolerance: float) -> float:
+        """What counts as unchanged; a gradient that vanishes does so whatever the rounding of the forward."""
+        return tolerance if hypothesis.floor is None else min(tolerance, self.exact)
 
     def beside(self, hypotheses: Sequence[Hypothesis]) -> "Trial":
         """The same trial among more hypotheses, which it left alone."""
@@ -63,9 +74,11 @@ class Tester:
     Args:
         held: the parameters.
         passes: runs the model.
-        base: the pass as the user wrote it, at the model's own parameters.
+        screened: the pass with relative epsilons, at the model's own parameters.
+        base: the pass as the user wrote it.
         generator: of the factors.
         limit: passes at most.
+        exact: relative size up to which a number counts as zero.
 
     Attributes:
         refuted: ``(hypothesis, units, verdict, why)`` of what did not hold.
@@ -73,9 +86,11 @@ class Tester:
 
     held: Sequence[Held]
     passes: Passes
+    screened: Pass
     base: Pass
     generator: np.random.Generator
     limit: int
+    exact: float
     refuted: list[tuple[Hypothesis, Array, str, str]] = field(default_factory=list)
 
     def powers(self, hypothesis: Hypothesis) -> Array:
@@ -103,8 +118,7 @@ class Tester:
         if not left:
             return [], None
         if self.passes.count >= self.limit:
-            self._refute(left, "undecided", f"not confirmed: more than {self.limit} passes are needed")
-            return [], None
+            return self.give_up(left, f"not confirmed: more than {self.limit} passes are needed")
         try:
             trial: Trial | None = self.trial(left, draw)
         except NotMeasuredError as error:
@@ -112,8 +126,8 @@ class Tester:
         if trial is not None and trial.holds(tolerance):
             return left, trial
         if len(left) == 1:
-            return self._restricted(left[0], trial, draw, tolerance) if trial else self._give_up(left, why)
-        bad = [] if trial is None else _failing(trial, tolerance)
+            return self._restricted(left[0], trial, draw, tolerance) if trial else self.give_up(left, why)
+        bad = [] if trial is None else trial.failing(tolerance)
         if not bad or len(bad) == len(left):
             bad = left[: len(left) // 2]
         good, _ = self.surviving([one for one in left if one not in bad], draw, tolerance)
@@ -126,27 +140,34 @@ class Tester:
         if not hypotheses or self.passes.count >= self.limit:
             return None
         try:
-            trial = self.trial(hypotheses, draw, measure=True)
+            trial = self.trial(hypotheses, draw, written=True)
         except NotMeasuredError:
             return None
         return trial if trial.holds(tolerance) else None
 
     def trial(
-        self, hypotheses: Sequence[Hypothesis], draw: Callable[[Hypothesis], Array], measure: bool = False
+        self, hypotheses: Sequence[Hypothesis], draw: Callable[[Hypothesis], Array], written: bool = False
     ) -> Trial:
         """Scale them all, each unit by a number of its own.
+
+        Args:
+            hypotheses: what to scale or shift.
+            draw: the numbers.
+            written: whether epsilon is what the user wrote, times the square of the factor (then its effects are
+                measured); or a share of the variance.
 
         Raises:
             NotMeasuredError: the model does not run so.
         """
         numbers = [draw(one) for one in hypotheses]
         changes = self.changes(hypotheses, numbers)
-        found = self.passes.run(Divided(self.base.seen, measure=measure), changes)
+        base = self.base if written else self.screened
+        found = self.passes.run(Divided(base.seen) if written else Relative(base.seen), changes)
         if found.loss.isnan():
             raise NotMeasuredError("the loss is not finite when it is scaled")
         touched = {member for one in hypotheses for member in one.members}
-        compared = [self._compared(one, found, changes) for one in hypotheses]
-        before, after = float(self.base.loss), float(found.loss)
+        compared = [self._compared(one, base, found, changes) for one in hypotheses]
+        before, after = float(base.loss), float(found.loss)
         return Trial(
             hypotheses=list(hypotheses),
             numbers=numbers,
@@ -154,8 +175,9 @@ class Tester:
             ratios=[one[1] for one in compared],
             inner=[one[2] for one in compared],
             loss=abs(after - before) / max(abs(before), np.finfo(np.float32).tiny),
-            others=self._others(found, touched),
+            others=_others(base, found, touched),
             seen=found.seen,
+            exact=self.exact,
         )
 
     def changes(self, hypotheses: Sequence[Hypothesis], numbers: Sequence[Array]) -> dict[int, Change]:
@@ -166,16 +188,17 @@ class Tester:
                 values = one.of_channels(drawn, member, 0.0 if one.shift else 1.0)
                 device = self.held[member].tensor.device
                 tensor = torch.from_numpy(values).to(device, torch.float32 if device.type == "mps" else torch.float64)
-                changes[member] = Change(shift=tensor) if one.shift else Change(factor=tensor)
+                change = changes.get(member, Change())
+                changes[member] = replace(change, shift=tensor) if one.shift else replace(change, factor=tensor)
         return changes
 
     def _compared(
-        self, hypothesis: Hypothesis, found: Pass, changes: dict[int, Change]
+        self, hypothesis: Hypothesis, base: Pass, found: Pass, changes: dict[int, Change]
     ) -> tuple[Array, Array, tuple[Array, ...]]:
         """Mismatches and ratios by unit, inner products by member and channel."""
         squares, inner = np.zeros((3, hypothesis.count)), []
         for member, units in zip(hypothesis.members, hypothesis.units, strict=True):
-            before, after = self.base.gradients[member], found.gradients[member]
+            before, after = base.gradients[member], found.gradients[member]
             if before is None or after is None:
                 inner.append(np.zeros(len(units)))
                 continue
@@ -189,40 +212,27 @@ class Tester:
             inner.append(host((own * rows).sum(1)))
             numbers = host(sums)[:, units >= 0]
             squares += [np.bincount(units[units >= 0], row, hypothesis.count) for row in numbers]
-        floor = self._floor(hypothesis) if hypothesis.shift else squares[2]
         with np.errstate(divide="ignore", invalid="ignore"):
-            mismatch, ratio = np.sqrt(squares[0] / floor), np.sqrt(squares[1] / squares[2])
-        return np.where(squares[0] > 0, mismatch, 0.0), ratio, tuple(inner)
-
-    def _floor(self, hypothesis: Hypothesis) -> Array:
-        """Of a shift: the squared gradient of all that was not shifted, against which its own change is seen."""
-        kept = [one for place, one in enumerate(self.base.gradients) if one is not None and place not in hypothesis.members]
-        total = float(sum(wide(one).abs().square().mean() for one in kept) / len(kept)) if kept else 1.0
-        return np.full(hypothesis.count, total)
-
-    def _others(self, found: Pass, touched: set[int]) -> float:
-        change, size = [], []
-        for place, (before, after) in enumerate(zip(self.base.gradients, found.gradients, strict=True)):
-            if place not in touched and before is not None and after is not None:
-                change.append(wide((after - before).abs()).square().sum())
-                size.append(wide(before.abs()).square().sum())
-        if not size:
-            return 0.0
-        total: Tensor = torch.stack(change).sum() / torch.stack(size).sum().clamp_min(1e-300)
-        return float(total.sqrt())
+            ratio = np.sqrt(squares[1] / squares[2])
+            if hypothesis.floor is not None:
+                return np.sqrt(squares[0]) / hypothesis.floor, ratio * np.nan, tuple(inner)
+            mismatch = np.where(squares[0] > 0, np.sqrt(squares[0] / squares[2]), 0.0)
+        return mismatch, ratio, tuple(inner)
 
     def _restricted(
         self, hypothesis: Hypothesis, trial: Trial, draw: Callable[[Hypothesis], Array], tolerance: float
     ) -> tuple[list[Hypothesis], Trial | None]:
         """Try it again without the units whose own gradients changed."""
-        wrong = trial.mismatches[0] > tolerance
+        wrong = ~(trial.mismatches[0] <= trial.allowed(hypothesis, tolerance))
         if wrong.all() or not wrong.any():
             most = float(trial.mismatches[0].min()) if wrong.all() else max(trial.loss, trial.others)
             return self._refused(hypothesis, wrong | ~wrong.any(), most)
         self._refused(hypothesis, wrong, float(trial.mismatches[0][wrong].min()))
         names = np.cumsum(~wrong) - 1
         units = tuple(np.where((one >= 0) & ~wrong[one], names[one], -1) for one in hypothesis.units)
-        return self.surviving([replace(hypothesis, units=units, count=int((~wrong).sum()))], draw, tolerance)
+        floor = None if hypothesis.floor is None else hypothesis.floor[~wrong]
+        left = replace(hypothesis, units=units, count=int((~wrong).sum()), floor=floor)
+        return self.surviving([left], draw, tolerance)
 
     def _refused(self, hypothesis: Hypothesis, wrong: Array, most: float) -> tuple[list[Hypothesis], Trial | None]:
         what = "shifting" if hypothesis.shift else "scaling"
@@ -233,17 +243,21 @@ class Tester:
             self.refuted.append((hypothesis, wrong, "not" if hypothesis.shift else "undecided", why))
         return [], None
 
-    def _give_up(self, hypotheses: Sequence[Hypothesis], why: str) -> tuple[list[Hypothesis], Trial | None]:
-        self._refute(hypotheses, "undecided", why)
+    def give_up(self, hypotheses: Sequence[Hypothesis], why: str) -> tuple[list[Hypothesis], Trial | None]:
+        """Note that they are undecided."""
+        self.refuted += [(one, np.ones(one.count, bool), "undecided", why) for one in hypotheses]
         return [], None
 
-    def _refute(self, hypotheses: Sequence[Hypothesis], verdict: str, why: str) -> None:
-        for one in hypotheses:
-            self.refuted.append((one, np.ones(one.count, bool), verdict, why))
 
 
-def _failing(trial: Trial, tolerance: float) -> list[Hypothesis]:
-    """Those whose own gradients changed."""
-    return [
-        one for one, changed in zip(trial.hypotheses, trial.mismatches, strict=True) if not changed.max() <= tolerance
-    ]
+def _others(base: Pass, found: Pass, touched: set[int]) -> float:
+    """Relative change of the gradients of parameters that were left alone."""
+    change, size = [], []
+    for place, (before, after) in enumerate(zip(base.gradients, found.gradients, strict=True)):
+        if place not in touched and before is not None and after is not None:
+            change.append(wide((after - before).abs()).square().sum())
+            size.append(wide(before.abs()).square().sum())
+    if not size:
+        return 0.0
+    total: Tensor = torch.stack(change).sum() / torch.stack(size).sum().clamp_min(1e-300)
+    return float(total.sqrt())

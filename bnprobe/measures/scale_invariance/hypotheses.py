@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bnprobe.measures.scale_invariance.held import Held
 
-__all__ = ["Hypothesis", "Products", "products", "scalings", "shifts", "together"]
+__all__ = ["Hypothesis", "Products", "products", "balanced", "scalings", "together", "vanishing"]
 
 Array = NDArray[np.float64]
 
@@ -53,12 +53,14 @@ class Hypothesis:
         units: for each member the unit of each channel, ``[C]``; -1 where a channel is left alone.
         count: number of units.
         shift: whether they are shifted instead of scaled.
+        floor: ``[units]``, where the gradient itself vanishes: how large it would be expected; else None.
     """
 
     members: tuple[int, ...]
     units: tuple[NDArray[np.int64], ...]
     count: int
     shift: bool = False
+    floor: Array | None = None
 
     def of_channels(self, numbers: Array, member: int, otherwise: float) -> Array:
         """A number for each channel of a member, from one for each unit."""
@@ -97,11 +99,11 @@ def host(tensor: Tensor) -> Array:
     return array
 
 
-def scalings(found: Sequence[Products], tolerance: float) -> Iterator[Hypothesis]:
+def scalings(found: Sequence[Products], tolerance: float, partly: bool = True) -> Iterator[Hypothesis]:
     """Parameters along which the gradient vanishes (Euler), in the finest units in which it does.
 
     First channel by channel; then in blocks of neighbouring channels, as group norm and fused projections make them;
-    then as a whole; at last some channels of it.
+    then as a whole; at last, if ``partly``, some channels of it.
     """
     for index, one in enumerate(found):
         alive = one.alive
@@ -109,26 +111,36 @@ def scalings(found: Sequence[Products], tolerance: float) -> Iterator[Hypothesis
             continue
         flat = np.abs(one.inner) <= tolerance * one.size
         units = _units(one, flat, tolerance)
-        if units is None and (flat & alive).any():
+        if units is None and partly and (flat & alive).any():
             units = np.where(flat & alive, np.cumsum(flat & alive) - 1, -1)
         if units is not None:
             yield Hypothesis((index,), (units,), int(units.max()) + 1)
 
 
-def shifts(held: Sequence[Held], found: Sequence[Products], taken: set[int], tolerance: float) -> Iterator[Hypothesis]:
-    """Vectors that the loss may not depend on, or not on the sum of (of blocks of) their entries.
+def vanishing(held: Sequence[Held], found: Sequence[Products], tolerance: float) -> Iterator[Hypothesis]:
+    """Parameters of one number a channel whose gradient is zero: of some, the loss may not know the size, of others
+    not even the value (a bias before batch norm).
 
-    A bias before batch norm has a gradient of zero. That it is no dead unit's is seen from the other parameters of
-    the layer: theirs is not zero in the same channel.
+    That it is no dead unit's gradient is seen from the other parameters of the layer: theirs is not zero in the same
+    channel.
     """
     for index, one in enumerate(found):
-        if index in taken or held[index].tensor.dim() != 1 or not one.reached:
+        if not one.reached or held[index].tensor.numel() != held[index].channels:
             continue
-        scale = _expected(held, found, index)
-        still = (one.gradient <= tolerance * scale) & (scale > 0)
+        expected = _expected(held, found, index)
+        still = (one.gradient <= tolerance * expected) & (expected > 0)
         if still.any():
-            units = np.where(still, np.cumsum(still) - 1, -1)
-            yield Hypothesis((index,), (units,), int(units.max()) + 1, shift=True)
+            units, count = np.where(still, np.cumsum(still) - 1, -1), int(still.sum())
+            if one.weight[still].all():
+                yield Hypothesis((index,), (units,), count, floor=expected[still])
+            if held[index].tensor.dim() == 1:
+                yield Hypothesis((index,), (units,), count, shift=True, floor=expected[still])
+
+
+def balanced(held: Sequence[Held], found: Sequence[Products], taken: set[int], tolerance: float) -> Iterator[Hypothesis]:
+    """Vectors with gradients whose sum vanishes: all entries, or blocks of them, may be shifted by the same amount."""
+    for index, one in enumerate(found):
+        if index in taken or held[index].tensor.dim() != 1 or not one.gradient.any():
             continue
         for units in _blocks(len(one.total)):
             count = int(units.max()) + 1

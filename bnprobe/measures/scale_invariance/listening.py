@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from bnprobe.errors import NotMeasuredError
 from bnprobe.measures.scale_invariance.normalizations import Normalization, normalization
 
-__all__ = ["AsWritten", "Divided", "Listening", "Relative", "Seen"]
+__all__ = ["AsWritten", "Divided", "Listening", "Relative", "Seen", "grown_by"]
 
 _TINY = {torch.float64: 1e-100}  # eps that no variance notices; its inverse square root squared stays finite
 _TINY_ELSE = 1e-30
@@ -26,7 +26,6 @@ class Seen:
         family: as in :class:`Normalization`.
         variances: ``[R, K]``, of its input in this pass.
         eps: of the call.
-        ratio: ``[R, K]``, by what its input was divided.
         gate: ``[R, K]`` ones, by which x-hat was multiplied, with gradient.
         measured: ``[R, K]``, r as measured: by how much x-hat grows where the input is not divided.
     """
@@ -34,7 +33,6 @@ class Seen:
     family: str
     variances: Tensor
     eps: float
-    ratio: Tensor | None = None
     gate: Tensor | None = None
     measured: Tensor | None = None
 
@@ -102,43 +100,45 @@ class Relative(Listening):
     """With an epsilon that is a share of the variance: the same values, and scale-invariant to the last digit.
 
     x-hat is :math:`\\sqrt{\\rho} (x - \\mu) / s` with :math:`\\rho = s^2 / (s^2 + \\epsilon)` held fixed.
+
+    Args:
+        base: the normalizations of an earlier pass, whose rho are taken; None: this pass's own.
+        signs: by index, ``[1, K]`` of 1 and -1: which groups are expected with their signs changed.
     """
+
+    def __init__(self, base: Sequence[Seen] | None = None, signs: dict[int, Tensor] | None = None) -> None:
+        super().__init__()
+        self._base, self._signs = base, signs or {}
 
     def _do(self, call: Normalization, index: int) -> tuple[Tensor, Seen]:
         variances = call.variances()
-        share = (variances / (variances + call.eps)).sqrt()
-        tiny = _TINY.get(call.x.dtype, _TINY_ELSE)
-        return call.gained(share, tiny), Seen(call.family, variances, call.eps)
+        before = variances if self._base is None else _same(self._base, index, call, variances)
+        gain = (before / (before + call.eps)).sqrt()
+        if index in self._signs:
+            gain = gain * self._signs[index].to(gain)
+        return call.gained(gain, _TINY.get(call.x.dtype, _TINY_ELSE)), Seen(call.family, variances, call.eps)
 
 
 class Divided(Listening):
     """Each group's input divided by how much larger it is than in an earlier pass: where it was only scaled, this is
     the earlier pass again. It is the same as an epsilon that grows by the square of the factor.
 
+    What not dividing would make of x-hat is measured.
+
     Args:
         base: the normalizations of the earlier pass.
-        signs: by index, ``[K]`` of 1 and -1: which groups are expected with their signs changed.
-        measure: whether to measure what not dividing would make of x-hat.
     """
 
-    def __init__(self, base: Sequence[Seen], signs: dict[int, Tensor] | None = None, measure: bool = False) -> None:
+    def __init__(self, base: Sequence[Seen]) -> None:
         super().__init__()
-        self._base, self._signs, self._measure = base, signs or {}, measure
+        self._base = base
 
     def _do(self, call: Normalization, index: int) -> tuple[Tensor, Seen]:
-        if index >= len(self._base) or self._base[index].family != call.family:
-            raise NotMeasuredError("the model normalizes another number of times when its parameters are scaled")
-        before, now = self._base[index].variances, call.variances()
-        if before.shape != now.shape:
-            raise NotMeasuredError("the model normalizes values of another shape when its parameters are scaled")
-        ratio = (now / before).sqrt()
-        ratio = torch.where((before > 0) & (now > 0) & ratio.isfinite(), ratio, 1.0)
-        if index in self._signs:
-            ratio = ratio * self._signs[index].to(ratio)
-        divided = call.x / call.spread(ratio).to(call.x.dtype)
-        measured = self._grown(call, divided) if self._measure else None
-        output = Normalization(call.family, divided, call.weight, call.bias, call.eps, call.size).output()
-        return output, Seen(call.family, now, call.eps, ratio=ratio, measured=measured)
+        now = call.variances()
+        ratio = grown_by(_same(self._base, index, call, now), now)
+        divided = replace(call, x=call.x / call.spread(ratio).to(call.x.dtype))
+        measured = self._grown(call, divided.x)
+        return divided.output(), Seen(call.family, now, call.eps, measured=measured)
 
     @staticmethod
     def _grown(call: Normalization, divided: Tensor) -> Tensor:
@@ -148,6 +148,19 @@ class Divided(Listening):
             wide = torch.promote_types(reference.dtype, torch.float32)
             reference, grown = reference.to(wide), grown.to(wide)
             return call.sums(reference * grown) / call.sums(reference.square())
+
+
+def grown_by(before: Tensor, now: Tensor) -> Tensor:
+    """Factors by which a standard deviation grew; 1 where there was or is none."""
+    ratio = (now / before).sqrt()
+    return torch.where((before > 0) & (now > 0) & ratio.isfinite(), ratio, 1.0)
+
+
+def _same(base: Sequence[Seen], index: int, call: Normalization, now: Tensor) -> Tensor:
+    """The variances of the same normalization in an earlier pass."""
+    if index >= len(base) or base[index].family != call.family or base[index].variances.shape != now.shape:
+        raise NotMeasuredError("the model normalizes something else when its parameters are scaled")
+    return base[index].variances
 
 
 def _required(gate: Tensor | None) -> Tensor:

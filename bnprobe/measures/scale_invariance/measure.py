@@ -1,5 +1,6 @@
 """Find the scale-invariant parameters of a model: screening by one backward pass, confirmation by scaling."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,16 @@ from bnprobe.measures.scale_invariance.confirmation import Tester, Trial
 from bnprobe.measures.scale_invariance.held import Held, held_by
 from bnprobe.measures.scale_invariance.hypotheses import (
     Hypothesis,
+    Products,
+    balanced,
     products,
     scalings,
-    shifts,
     together,
+    vanishing,
 )
 from bnprobe.measures.scale_invariance.listening import AsWritten, Relative
 from bnprobe.measures.scale_invariance.passes import Pass, Passes
-from bnprobe.measures.scale_invariance.prediction import Site, predict, sites_of
+from bnprobe.measures.scale_invariance.prediction import predict, sites_of
 from bnprobe.measures.scale_invariance.result import ScaleInvariance
 from bnprobe.measures.scale_invariance.signs import equivariant
 from bnprobe.measures.scale_invariance.updates import updates
@@ -127,28 +130,27 @@ class _Measurement:
     @property
     def _close(self) -> float:
         """For gradients of a pass with other rounding errors, which move activations over the kink of a ReLU (ours)."""
-        return float(min(150 * self._rounding**0.5, 0.5))
+        return 0.05 if self._rounding < 1e-5 else 0.5
 
     def result(self, confirm: bool, optimizer: torch.optim.Optimizer | None) -> ScaleInvariance:
+        """Screen, confirm, judge."""
         screened = self._passes.run(Relative())
         own = [self._passes.own(place) for place in range(len(self._held))]
         found = products(self._held, own, screened.gradients)
-        hypotheses = list(scalings(found, self._exact))
-        hypotheses += together(self._held, found, {one.members[0] for one in hypotheses}, self._exact)
-        taken = {one.members[0] for one in hypotheses if len(one.members) == 1}
-        moved = list(shifts(self._held, found, taken, self._exact))
+        scaled, moved = self._hypotheses(found)
         if not confirm:
-            evidence = Evidence(self._held, found, None, [*hypotheses, *moved])
+            evidence = Evidence(self._held, found, None, [*scaled, *moved])
             return ScaleInvariance(findings(evidence), float(screened.loss), self._passes.count, False)
         base = self._passes.run(AsWritten())
         self._require_repeatable(screened, base)
-        tester = Tester(self._held, self._passes, base, self._generator, self._limit)
-        kept, trials, sites = self._confirmed(tester, hypotheses, moved)
+        tester = Tester(self._held, self._passes, screened, base, self._generator, self._limit, self._exact)
+        kept, trials = self._confirmed(tester, scaled, moved)
+        sites = sites_of(base, trials, min(256 * self._rounding, 0.05)) if trials else []
         evidence = Evidence(
             self._held,
             found,
             products(self._held, own, base.gradients),
-            [],
+            (),
             kept,
             tester.refuted,
             trials[-1] if trials else None,
@@ -158,23 +160,33 @@ class _Measurement:
         )
         return ScaleInvariance(findings(evidence), float(base.loss), self._passes.count, True)
 
+    def _hypotheses(self, found: Sequence[Products]) -> tuple[list[Hypothesis], list[Hypothesis]]:
+        """What may be scaled, and what may be shifted."""
+        still = list(vanishing(self._held, found, self._exact))
+        scaled = [*scalings(found, self._exact), *(one for one in still if not one.shift)]
+        known = {one.members[0] for one in (*scaled, *still)}
+        scaled += together(self._held, found, known, self._exact)
+        moved = [one for one in still if one.shift]
+        return scaled, [*moved, *balanced(self._held, found, known, self._exact)]
+
     def _confirmed(
-        self, tester: Tester, hypotheses: list[Hypothesis], moved: list[Hypothesis]
-    ) -> tuple[list[Hypothesis], list[Trial], list[Site]]:
-        """What holds; two trials of all of it together, the second measured; the normalizations."""
-        kept, exact = tester.surviving(hypotheses, tester.powers, min(16 * self._exact, 0.1))
-        everything = [*kept, *moved]
-        trial = tester.attempt(everything, tester.factors, self._close)
+        self, tester: Tester, scaled: list[Hypothesis], moved: list[Hypothesis]
+    ) -> tuple[list[Hypothesis], list[Trial]]:
+        """What holds, and two trials of all of it together, the second of them measured."""
+        kept, exact = tester.surviving(scaled, tester.powers, min(16 * self._exact, 0.1))
+        kept = [*kept, *moved]
+        trial = tester.attempt(kept, tester.factors, self._close)
+        if kept and trial is None:
+            kept, _ = tester.surviving(kept, tester.factors, self._close)
+            trial = tester.attempt(kept, tester.factors, self._close)
+        if kept and trial is None:
+            tester.give_up(kept, "not confirmed: it holds by itself, but not together with what else seemed to")
+            return [], []
         if trial is None:
-            everything, _ = tester.surviving(everything, tester.factors, self._close)
-            trial = tester.attempt(everything, tester.factors, self._close)
-            exact = None
-        if trial is None:
-            return [], [], []
-        if exact is None or exact.hypotheses != [one for one in everything if not one.shift]:
-            exact = tester.trial(everything, tester.factors)
-        trials = [exact.beside(everything), trial]
-        return everything, trials, sites_of(tester.base, trials, min(256 * self._rounding, 0.05))
+            return [], []
+        if exact is None or not {id(one) for one in kept if not one.shift} <= {id(one) for one in exact.hypotheses}:
+            exact = tester.trial(kept, tester.factors)
+        return kept, [exact.beside(kept), trial]
 
     def _require_repeatable(self, first: Pass, second: Pass) -> None:
         before, after = float(first.loss), float(second.loss)

@@ -9,13 +9,14 @@ With a variance s^2 and an epsilon the law is exact for none: scaled by a, x-hat
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations_with_replacement
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnprobe.measures.scale_invariance.confirmation import Trial
 from bnprobe.measures.scale_invariance.hypotheses import Array, Hypothesis, host
+from bnprobe.measures.scale_invariance.listening import grown_by
 from bnprobe.measures.scale_invariance.passes import Pass
 
 __all__ = ["Predicted", "Site", "predict", "scale_of", "sites_of"]
@@ -91,7 +92,7 @@ def sites_of(base: Pass, trials: Sequence[Trial], tolerance: float) -> list[Site
         gate, measured = base.gates[index], trials[-1].seen[index].measured
         variances = host(one.variances)
         euler = np.zeros_like(variances) if gate is None else host(gate) * one.eps / (variances + one.eps)
-        growth = [host(one.ratio) for trial in trials if (one := trial.seen[index]).ratio is not None]
+        growth = [host(grown_by(one.variances, trial.seen[index].variances)) for trial in trials]
         fed_by, explained = _feeding(growth, variances, trials, tolerance)
         factor = growth[-1]
         grown = np.full_like(factor, np.nan) if measured is None else host(measured)
@@ -106,7 +107,8 @@ def predict(sites: Sequence[Site], place: int, hypothesis: Hypothesis) -> Predic
     best = np.full((3, count), nothing)
     euler, share = np.full(count, 0.0 if nothing == 1 else np.nan), np.full(count, np.nan)
     for site in sites:
-        if place not in [fed for fed, _ in site.fed_by]:
+        times = [fed for fed, _ in site.fed_by].count(place)
+        if not times:
             continue
         units = _unit_of_group(site, hypothesis, dict(site.fed_by)[place])
         predicted = scale_of(site.factor, site.variances, site.eps)
@@ -114,7 +116,7 @@ def predict(sites: Sequence[Site], place: int, hypothesis: Hypothesis) -> Predic
             groups = units == unit
             if not groups.any():
                 continue
-            euler[unit] = np.nan_to_num(euler[unit]) + site.euler[groups].sum()
+            euler[unit] = np.nan_to_num(euler[unit]) + times * site.euler[groups].sum()
             share[unit] = np.nanmax([share[unit], site.share[groups].max()])
             worst = np.abs(predicted[groups] - 1).argmax()
             if not abs(best[2, unit] - 1) > abs(predicted[groups][worst] - 1):
@@ -156,9 +158,9 @@ def _feeding(
     whole = [place for place, one in enumerate(hypotheses) if not one.shift and one.count == 1]
     own = {place: np.array([float(np.log(trial.numbers[place][0])) for trial in trials]) for place in whole}
     for size in range(_TOGETHER + 1):
-        if math.comb(len(whole), size) > _COMBINATIONS:
+        if math.comb(len(whole) + size, size) > _COMBINATIONS:
             break
-        for some in combinations(whole, size):
+        for some in combinations_with_replacement(whole, size):  # a shared weight may act twice
             if (np.abs(left - sum((own[place] for place in some), np.zeros(len(left)))) <= tolerance).all():
                 return (*each, *((place, False) for place in some)), True
     return tuple(each), False

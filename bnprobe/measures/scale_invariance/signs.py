@@ -8,7 +8,7 @@ import torch
 from bnprobe.errors import NotMeasuredError
 from bnprobe.measures.scale_invariance.confirmation import Tester
 from bnprobe.measures.scale_invariance.hypotheses import Array, Hypothesis
-from bnprobe.measures.scale_invariance.listening import Divided
+from bnprobe.measures.scale_invariance.listening import Relative
 from bnprobe.measures.scale_invariance.prediction import Site
 
 __all__ = ["equivariant"]
@@ -19,8 +19,7 @@ def equivariant(
 ) -> tuple[set[int], set[int]]:
     """Places of the hypotheses whose sign x-hat takes over, nothing else happening; and of those that were tried.
 
-    Random signs are given to all weights that feed known normalizations; dividing those normalizations' inputs by the
-    same signs must give the same loss. Weights that reach them through a nonlinearity do not pass; then those that
+    Random signs are given to all weights that feed known normalizations; giving x-hat the same signs once more must give the same loss. Weights that reach them through a nonlinearity do not pass; then those that
     scale a normalization channel by channel are tried alone.
     """
     fed = {place for site in sites if site.explained for place, _ in site.fed_by}
@@ -45,10 +44,10 @@ def _same_loss(
     some = [kept[place] for place in sorted(places)]
     changes = tester.changes(some, [drawn[place] for place in sorted(places)])
     try:
-        found = tester.passes.run(Divided(tester.base.seen, expected), changes, backward=False)
+        found = tester.passes.run(Relative(tester.screened.seen, expected), changes, backward=False)
     except NotMeasuredError:
         return False
-    before, after = float(tester.base.loss), float(found.loss)
+    before, after = float(tester.screened.loss), float(found.loss)
     return abs(after - before) <= tolerance * abs(before)
 
 

@@ -181,10 +181,9 @@ def _all(held: Held, verdict: str, why: str) -> tuple[str, str, list[tuple[str, 
 
 
 def _kept(evidence: Evidence, place: int) -> int | None:
-    for number, one in enumerate(evidence.kept):
-        if one.members == (place,):
-            return number
-    return None
+    """Which hypothesis holds of it; that it may be shifted says more than that it may be scaled."""
+    holding = [number for number, one in enumerate(evidence.kept) if one.members == (place,)]
+    return max(holding, key=lambda number: evidence.kept[number].shift, default=None)
 
 
 def _sign(evidence: Evidence, kept: int) -> str:
