@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bnprobe.errors import NotMeasuredError
@@ -48,7 +49,8 @@ class Trial:
 
     def holds(self, tolerance: float) -> bool:
         """Whether nothing changed."""
-        return max(self.loss, self.others) <= tolerance and not self.failing(tolerance)
+        same = self.loss <= min(tolerance, 16 * self.exact) and self.others <= tolerance
+        return same and not self.failing(tolerance)
 
     def failing(self, tolerance: float) -> list[Hypothesis]:
         """Those whose own gradients changed."""
@@ -79,6 +81,8 @@ class Tester:
         generator: of the factors.
         limit: passes at most.
         exact: relative size up to which a number counts as zero.
+        noise: relative size of what may be rounding.
+        start: by what the weights of the passes to compare with are scaled already.
 
     Attributes:
         refuted: ``(hypothesis, units, verdict, why)`` of what did not hold.
@@ -91,7 +95,9 @@ class Tester:
     generator: np.random.Generator
     limit: int
     exact: float
-    refuted: list[tuple[Hypothesis, Array, str, str]] = field(default_factory=list)
+    noise: float
+    start: float = 1.0
+    refuted: list[tuple[Hypothesis, NDArray[np.bool_], str, str]] = field(default_factory=list)
 
     def powers(self, hypothesis: Hypothesis) -> Array:
         """Random powers of two: scaling by them makes no rounding errors, so that a law holds in the same bits."""
@@ -129,6 +135,8 @@ class Tester:
             return self._restricted(left[0], trial, draw, tolerance) if trial else self.give_up(left, why)
         bad = [] if trial is None else trial.failing(tolerance)
         if not bad or len(bad) == len(left):
+            bad = [one for one in left if one.doubt > self.noise]
+        if not bad or len(bad) == len(left):
             bad = left[: len(left) // 2]
         good, _ = self.surviving([one for one in left if one not in bad], draw, tolerance)
         return [*good, *self.surviving(bad, draw, tolerance)[0]], None
@@ -160,7 +168,7 @@ class Tester:
             NotMeasuredError: the model does not run so.
         """
         numbers = [draw(one) for one in hypotheses]
-        changes = self.changes(hypotheses, numbers)
+        changes = self.changes(hypotheses, [one * self.start for one in numbers])
         base = self.base if written else self.screened
         found = self.passes.run(Divided(base.seen) if written else Relative(base.seen), changes)
         if found.loss.isnan():
@@ -174,7 +182,7 @@ class Tester:
             mismatches=[one[0] for one in compared],
             ratios=[one[1] for one in compared],
             inner=[one[2] for one in compared],
-            loss=abs(after - before) / max(abs(before), np.finfo(np.float32).tiny),
+            loss=abs(after - before) / max(abs(before), 1e-30),
             others=_others(base, found, touched),
             seen=found.seen,
             exact=self.exact,
@@ -206,7 +214,7 @@ class Tester:
             rows, old = wide(one.rows(after)), wide(one.rows(before))
             factor = changes[member].factor
             if factor is not None:
-                rows = rows * factor[:, None]
+                rows = rows * factor[:, None] / self.start
             own = wide(one.rows(self.passes.own(member)))
             sums = torch.stack([(rows - old).square().sum(1), rows.square().sum(1), old.square().sum(1)])
             inner.append(host((own * rows).sum(1)))
@@ -234,7 +242,9 @@ class Tester:
         left = replace(hypothesis, units=units, count=int((~wrong).sum()), floor=floor)
         return self.surviving([left], draw, tolerance)
 
-    def _refused(self, hypothesis: Hypothesis, wrong: Array, most: float) -> tuple[list[Hypothesis], Trial | None]:
+    def _refused(
+        self, hypothesis: Hypothesis, wrong: NDArray[np.bool_], most: float
+    ) -> tuple[list[Hypothesis], Trial | None]:
         what = "shifting" if hypothesis.shift else "scaling"
         if most >= _SURELY or not np.isfinite(most):
             self.refuted.append((hypothesis, wrong, "not", f"{what} it changes the loss or its gradients"))
@@ -247,7 +257,6 @@ class Tester:
         """Note that they are undecided."""
         self.refuted += [(one, np.ones(one.count, bool), "undecided", why) for one in hypotheses]
         return [], None
-
 
 
 def _others(base: Pass, found: Pass, touched: set[int]) -> float:

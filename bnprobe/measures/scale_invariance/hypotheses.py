@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bnprobe.measures.scale_invariance.held import Held
 
-__all__ = ["Hypothesis", "Products", "products", "balanced", "scalings", "together", "vanishing"]
+__all__ = ["Hypothesis", "Products", "balanced", "products", "scalings", "together", "vanishing"]
 
 Array = NDArray[np.float64]
 
@@ -53,6 +53,7 @@ class Hypothesis:
         units: for each member the unit of each channel, ``[C]``; -1 where a channel is left alone.
         count: number of units.
         shift: whether they are shifted instead of scaled.
+        doubt: size of the inner product that should be zero, relative to the norms.
         floor: ``[units]``, where the gradient itself vanishes: how large it would be expected; else None.
     """
 
@@ -61,6 +62,7 @@ class Hypothesis:
     count: int
     shift: bool = False
     floor: Array | None = None
+    doubt: float = 0.0
 
     def of_channels(self, numbers: Array, member: int, otherwise: float) -> Array:
         """A number for each channel of a member, from one for each unit."""
@@ -114,15 +116,14 @@ def scalings(found: Sequence[Products], tolerance: float, partly: bool = True) -
         if units is None and partly and (flat & alive).any():
             units = np.where(flat & alive, np.cumsum(flat & alive) - 1, -1)
         if units is not None:
-            yield Hypothesis((index,), (units,), int(units.max()) + 1)
+            yield Hypothesis((index,), (units,), int(units.max()) + 1, doubt=_doubt(one, units))
 
 
 def vanishing(held: Sequence[Held], found: Sequence[Products], tolerance: float) -> Iterator[Hypothesis]:
-    """Parameters of one number a channel whose gradient is zero: of some, the loss may not know the size, of others
-    not even the value (a bias before batch norm).
+    """Parameters of one number a channel whose gradient is zero.
 
-    That it is no dead unit's gradient is seen from the other parameters of the layer: theirs is not zero in the same
-    channel.
+    Of some the loss may not know the size, of others not even the value (a bias before batch norm). That
+    it is no dead unit's gradient is seen from the other parameters of the layer: theirs is not zero in the same channel.
     """
     for index, one in enumerate(found):
         if not one.reached or held[index].tensor.numel() != held[index].channels:
@@ -137,7 +138,9 @@ def vanishing(held: Sequence[Held], found: Sequence[Products], tolerance: float)
                 yield Hypothesis((index,), (units,), count, shift=True, floor=expected[still])
 
 
-def balanced(held: Sequence[Held], found: Sequence[Products], taken: set[int], tolerance: float) -> Iterator[Hypothesis]:
+def balanced(
+    held: Sequence[Held], found: Sequence[Products], taken: set[int], tolerance: float
+) -> Iterator[Hypothesis]:
     """Vectors with gradients whose sum vanishes: all entries, or blocks of them, may be shifted by the same amount."""
     for index, one in enumerate(found):
         if index in taken or held[index].tensor.dim() != 1 or not one.gradient.any():
@@ -150,25 +153,45 @@ def balanced(held: Sequence[Held], found: Sequence[Products], taken: set[int], t
                 break
 
 
-def together(held: Sequence[Held], found: Sequence[Products], taken: set[int], tolerance: float) -> Iterator[Hypothesis]:
-    """All parameters of a layer by a common factor, where not each of them is invariant by itself."""
+def together(
+    held: Sequence[Held], found: Sequence[Products], single: Sequence[Hypothesis], tolerance: float, noise: float
+) -> list[Hypothesis]:
+    """Hypotheses about all parameters of a layer by a common factor, and those of ``single`` that these leave over.
+
+    A beta near zero makes its gamma almost invariant: where a parameter alone is off by more than noise, and together
+    with the others of its layer by much less, it is the layer that is meant.
+    """
     layers: dict[str, list[int]] = {}
     for index, one in enumerate(held):
-        if found[index].alive.any() or (found[index].reached and not found[index].weight.any()):
+        if found[index].alive.any():
             layers.setdefault(one.layer_name, []).append(index)
+    doubts = {one.members[0]: (one.doubt if one.floor is None else 0.0) for one in single}
+    joint = []
     for members in layers.values():
-        if len(members) < 2 or taken & set(members):
-            continue
-        inner = sum(float(found[index].inner.sum()) for index in members)
         size = sum(_length(found[index]) for index in members)
-        if size > 0 and abs(inner) <= tolerance * size:
+        doubt = abs(sum(float(found[index].inner.sum()) for index in members)) / size
+        alone = max((doubts[index] for index in members if index in doubts), default=1.0)
+        if len(members) > 1 and doubt <= tolerance and alone > max(noise, 4 * doubt):
             units = tuple(np.zeros(len(found[index].inner), np.int64) for index in members)
-            yield Hypothesis(tuple(members), units, 1)
+            joint.append(Hypothesis(tuple(members), units, 1, doubt=doubt))
+    replaced = {member for one in joint for member in one.members}
+    return [*(one for one in single if one.members[0] not in replaced), *joint]
 
 
 def _length(one: Products) -> float:
     """|w| |gradient| of the whole tensor."""
     return float(np.linalg.norm(one.weight) * np.linalg.norm(one.gradient))
+
+
+def _doubt(one: Products, units: NDArray[np.int64]) -> float:
+    """Largest of the units."""
+    used, count = units >= 0, int(units.max()) + 1
+    inner = np.abs(np.bincount(units[used], one.inner[used], count))
+    weight, gradient = (
+        np.sqrt(np.bincount(units[used], norms[used] ** 2, count)) for norms in (one.weight, one.gradient)
+    )
+    size = weight * gradient
+    return float((inner[size > 0] / size[size > 0]).max(initial=0.0))
 
 
 def _units(one: Products, flat: NDArray[np.bool_], tolerance: float) -> NDArray[np.int64] | None:

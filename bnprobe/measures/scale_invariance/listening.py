@@ -97,9 +97,9 @@ class AsWritten(Listening):
 
 
 class Relative(Listening):
-    """With an epsilon that is a share of the variance: the same values, and scale-invariant to the last digit.
+    r"""With an epsilon that is a share of the variance: the same values, and scale-invariant to the last digit.
 
-    x-hat is :math:`\\sqrt{\\rho} (x - \\mu) / s` with :math:`\\rho = s^2 / (s^2 + \\epsilon)` held fixed.
+    x-hat is :math:`\sqrt{\rho} (x - \mu) / s` with :math:`\rho = s^2 / (s^2 + \epsilon)` held fixed.
 
     Args:
         base: the normalizations of an earlier pass, whose rho are taken; None: this pass's own.
@@ -120,10 +120,10 @@ class Relative(Listening):
 
 
 class Divided(Listening):
-    """Each group's input divided by how much larger it is than in an earlier pass: where it was only scaled, this is
-    the earlier pass again. It is the same as an epsilon that grows by the square of the factor.
+    """Each group's input divided by how much larger it is than in an earlier pass.
 
-    What not dividing would make of x-hat is measured.
+    Where it was only scaled, this is the earlier pass again. It is the same as an epsilon that grows by the square of
+    the factor. What not dividing would make of x-hat is measured.
 
     Args:
         base: the normalizations of the earlier pass.

@@ -23,9 +23,10 @@ from bnprobe.measures.scale_invariance.hypotheses import (
 )
 from bnprobe.measures.scale_invariance.listening import AsWritten, Relative
 from bnprobe.measures.scale_invariance.passes import Pass, Passes
-from bnprobe.measures.scale_invariance.prediction import predict, sites_of
+from bnprobe.measures.scale_invariance.prediction import UNKNOWN, predict, sites_of
 from bnprobe.measures.scale_invariance.result import ScaleInvariance
 from bnprobe.measures.scale_invariance.signs import equivariant
+from bnprobe.measures.scale_invariance.unseen import unseen
 from bnprobe.measures.scale_invariance.updates import updates
 from bnprobe.measures.scale_invariance.verdicts import Evidence, findings
 from bnprobe.measures.untouched import untouched
@@ -130,7 +131,12 @@ class _Measurement:
     @property
     def _close(self) -> float:
         """For gradients of a pass with other rounding errors, which move activations over the kink of a ReLU (ours)."""
-        return 0.05 if self._rounding < 1e-5 else 0.5
+        return 0.2 if self._rounding < 1e-5 else 0.5
+
+    @property
+    def _noise(self) -> float:
+        """What may be rounding (ours)."""
+        return float(min(100 * self._rounding, self._exact))
 
     def result(self, confirm: bool, optimizer: torch.optim.Optimizer | None) -> ScaleInvariance:
         """Screen, confirm, judge."""
@@ -143,18 +149,22 @@ class _Measurement:
             return ScaleInvariance(findings(evidence), float(screened.loss), self._passes.count, False)
         base = self._passes.run(AsWritten())
         self._require_repeatable(screened, base)
-        tester = Tester(self._held, self._passes, screened, base, self._generator, self._limit, self._exact)
+        tester = Tester(
+            self._held, self._passes, screened, base, self._generator, self._limit, self._exact, self._noise
+        )
         kept, trials = self._confirmed(tester, scaled, moved)
         sites = sites_of(base, trials, min(256 * self._rounding, 0.05)) if trials else []
+        known = {member for one in (*kept, *moved) for member in one.members}
+        hidden = unseen(tester, found, known)
         evidence = Evidence(
             self._held,
             found,
             products(self._held, own, base.gradients),
             (),
-            kept,
+            [*kept, *hidden],
             tester.refuted,
             trials[-1] if trials else None,
-            [predict(sites, place, one) for place, one in enumerate(kept)],
+            [predict(sites, place, one) for place, one in enumerate(kept)] + [UNKNOWN] * len(hidden),
             equivariant(tester, kept, sites, self._exact),
             updates(optimizer, self._held, base.gradients) if optimizer is not None else {},
         )
@@ -164,10 +174,10 @@ class _Measurement:
         """What may be scaled, and what may be shifted."""
         still = list(vanishing(self._held, found, self._exact))
         scaled = [*scalings(found, self._exact), *(one for one in still if not one.shift)]
-        known = {one.members[0] for one in (*scaled, *still)}
-        scaled += together(self._held, found, known, self._exact)
+        scaled = together(self._held, found, scaled, self._exact, self._noise)
+        known = {member for one in (*scaled, *still) if len(one.members) == 1 for member in one.members}
         moved = [one for one in still if one.shift]
-        return scaled, [*moved, *balanced(self._held, found, known, self._exact)]
+        return scaled, [*moved, *balanced(self._held, found, known, self._noise)]
 
     def _confirmed(
         self, tester: Tester, scaled: list[Hypothesis], moved: list[Hypothesis]
@@ -192,6 +202,6 @@ class _Measurement:
         before, after = float(first.loss), float(second.loss)
         if abs(before - after) > 16 * self._exact * max(abs(before), abs(after)):
             raise NotMeasuredError(
-                f"the loss is another in every pass ({before:.6g}, {after:.6g}): it draws random numbers from somewhere "
-                "else than the global streams, or keeps a state"
+                f"the loss is another in every pass ({before:.6g}, {after:.6g}): it draws random numbers elsewhere than "
+                "from the global streams, or keeps a state"
             )

@@ -19,6 +19,9 @@ from bnprobe.measures.untouched import Origin
 __all__ = ["Change", "Pass", "Passes"]
 
 
+_REENTRANT = "a reentrant checkpoint has no gradients to give; one with use_reentrant=False has"
+
+
 @dataclass(frozen=True, eq=False)
 class Change:
     """What a pass does to one parameter: ``factor * w + shift``, each ``[C]`` or None."""
@@ -169,12 +172,30 @@ def _backward(value: Tensor, wanted: list[Tensor]) -> dict[int, Tensor]:
     """Gradients of what is wanted, by identity; modes stay on, so that a checkpoint's layers are seen again."""
     if not wanted:
         return {}
+    one = (torch.ones_like(value),)
     try:
         found = torch.autograd.graph._engine_run_backward(
-            (value,), (torch.ones_like(value),), False, False, tuple(wanted), allow_unreachable=True, accumulate_grad=False
-        )  # fmt: skip
+            (value,), one, False, False, tuple(wanted), allow_unreachable=True, accumulate_grad=False
+        )
     except RuntimeError as error:
         if "Checkpointing is not compatible" in str(error):
-            raise NotMeasuredError("a reentrant checkpoint has no gradients to give; use_reentrant=False has") from None
+            raise NotMeasuredError(_REENTRANT) from None
         raise
-    return {id(leaf): one.detach() for leaf, one in zip(wanted, found, strict=True) if one is not None}
+    if any(gradient is None for gradient in found) and _reentrant(value):
+        raise NotMeasuredError(_REENTRANT)
+    return {id(leaf): got.detach() for leaf, got in zip(wanted, found, strict=True) if got is not None}
+
+
+def _reentrant(value: Tensor) -> bool:
+    """Whether a reentrant checkpoint hides parameters from the graph."""
+    seen, waiting = {value.grad_fn}, [value.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        after = [parent for parent, _ in node.next_functions if parent is not None and parent not in seen]
+        seen.update(after)
+        waiting.extend(after)
+    return False

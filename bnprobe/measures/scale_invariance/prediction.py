@@ -1,9 +1,9 @@
-"""Which normalizations a parameter feeds, and what their epsilon makes of the law of scale invariance.
+r"""Which normalizations a parameter feeds, and what their epsilon makes of the law of scale invariance.
 
 With a variance s^2 and an epsilon the law is exact for none: scaled by a, x-hat grows by
-:math:`r(a) = a \\sqrt{(s^2 + \\epsilon) / (a^2 s^2 + \\epsilon)}`, and the gradient is not quite orthogonal:
-:math:`\\langle w, \\nabla_w L \\rangle = (\\epsilon / (s^2 + \\epsilon)) \\langle \\partial L / \\partial \\hat x, \\hat x
-\\rangle`, summed over the groups that the parameter feeds.
+:math:`r(a) = a \sqrt{(s^2 + \epsilon) / (a^2 s^2 + \epsilon)}`, and the gradient is not quite orthogonal:
+:math:`\langle w, \nabla_w L \rangle = (\epsilon / (s^2 + \epsilon)) \langle \partial L / \partial \hat x,
+\hat x \rangle`, summed over the groups that the parameter feeds.
 """
 
 import math
@@ -19,7 +19,7 @@ from bnprobe.measures.scale_invariance.hypotheses import Array, Hypothesis, host
 from bnprobe.measures.scale_invariance.listening import grown_by
 from bnprobe.measures.scale_invariance.passes import Pass
 
-__all__ = ["Predicted", "Site", "predict", "scale_of", "sites_of"]
+__all__ = ["UNKNOWN", "Predicted", "Site", "predict", "scale_of", "sites_of"]
 
 _TOGETHER = 3  # parameters scaled as wholes that reach one normalization with nothing normalized between (ours)
 _COMBINATIONS = 20_000  # of them that are looked through for one normalization (ours)
@@ -35,12 +35,12 @@ def scale_of(factor: Array, variance: Array, eps: float) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """One normalization of the pass as the user wrote it, and what the trials did to its input.
+    r"""One normalization of the pass as the user wrote it, and what the trials did to its input.
 
     Attributes:
         variances: ``[R, K]``.
         eps: of the call.
-        euler: ``[R, K]``: :math:`(1 - \\rho) <dL/dx-hat, x-hat>` of each group.
+        euler: ``[R, K]``: :math:`(1 - \rho) <dL/dx-hat, x-hat>` of each group.
         factor: ``[R, K]``: by how much its input grew in the measured trial.
         measured: ``[R, K]``: by how much x-hat then grew.
         fed_by: ``(place among the hypotheses, whether channel by channel)`` of the parameters that scaled it.
@@ -77,6 +77,9 @@ class Predicted:
     predicted: Array
     euler: Array
     share: Array
+
+
+UNKNOWN = Predicted(*(np.full(1, np.nan) for _ in range(5)))  # nothing can be said
 
 
 def sites_of(base: Pass, trials: Sequence[Trial], tolerance: float) -> list[Site]:

@@ -15,9 +15,9 @@ __all__ = ["COLUMNS", "NUMBERS", "VERDICTS", "Finding", "ScaleInvariance"]
 VERDICTS = ("scale-invariant", "translation-invariant", "not", "undecided")
 NUMBERS = (
     "norm", "gradient_norm", "inner_product", "predicted_inner_product", "inner_product_error", "cosine",
-    "factor", "input_factor", "deviation", "predicted_deviation", "epsilon_share", "gradient_ratio", "predicted_gradient_ratio",
-    "gradient_mismatch", "learning_rate", "weight_decay", "relative_update", "effective_learning_rate",
-    "angular_update", "equilibrium_norm", "equilibrium_angle", "norm_over_equilibrium",
+    "factor", "input_factor", "deviation", "predicted_deviation", "epsilon_share", "gradient_ratio",
+    "predicted_gradient_ratio", "gradient_mismatch", "learning_rate", "weight_decay", "relative_update",
+    "effective_learning_rate", "angular_update", "equilibrium_norm", "equilibrium_angle", "norm_over_equilibrium",
 )  # fmt: skip
 COLUMNS = ("parameter", "channel", "kind", "together_with", "verdict", "sign", *NUMBERS, "trained", "why")
 

@@ -17,10 +17,11 @@ __all__ = ["equivariant"]
 def equivariant(
     tester: Tester, kept: Sequence[Hypothesis], sites: Sequence[Site], tolerance: float
 ) -> tuple[set[int], set[int]]:
-    """Places of the hypotheses whose sign x-hat takes over, nothing else happening; and of those that were tried.
+    """Places of the hypotheses whose sign x-hat takes over, nothing else happening; and of those tried.
 
-    Random signs are given to all weights that feed known normalizations; giving x-hat the same signs once more must give the same loss. Weights that reach them through a nonlinearity do not pass; then those that
-    scale a normalization channel by channel are tried alone.
+    Random signs are given to all weights that feed known normalizations; giving x-hat the same signs once more must
+    give the same loss. Weights that reach them through a nonlinearity do not pass; then those that scale a
+    normalization channel by channel are tried alone.
     """
     fed = {place for site in sites if site.explained for place, _ in site.fed_by}
     through = {place for site in sites if not site.explained for place, _ in site.fed_by}

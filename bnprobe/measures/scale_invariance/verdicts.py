@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bnprobe.measures.scale_invariance.confirmation import Trial
 from bnprobe.measures.scale_invariance.held import Held
 from bnprobe.measures.scale_invariance.hypotheses import Array, Hypothesis, Products
-from bnprobe.measures.scale_invariance.prediction import Predicted
+from bnprobe.measures.scale_invariance.prediction import UNKNOWN, Predicted
 from bnprobe.measures.scale_invariance.result import Finding
 from bnprobe.measures.scale_invariance.updates import Update, equilibrium
 
@@ -17,7 +18,7 @@ __all__ = ["Evidence", "findings"]
 
 _SAFETY = 3.0  # two roundings' difference against the error of one (ours)
 
-Refuted = tuple[Hypothesis, Array, str, str]
+Refuted = tuple[Hypothesis, NDArray[np.bool_], str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ def findings(evidence: Evidence) -> tuple[Finding, ...]:
 def _of_parameter(evidence: Evidence, place: int) -> Finding:
     held = evidence.held[place]
     verdict, why, channels = _judged(evidence, place)
-    sign, numbers, each = "", {}, {}
+    sign, numbers, each = "", dict[str, float](), dict[str, Array]()
     if not held.why and evidence.base is not None and evidence.base[place].reached:
         numbers, each = _basic(evidence.base[place])
     kept = _kept(evidence, place)
@@ -118,6 +119,10 @@ def _judged(evidence: Evidence, place: int) -> tuple[str, str, list[tuple[str, s
     kept = _kept(evidence, place)
     if kept is not None:
         return _by_units(evidence, place, kept)
+    group = [one for one in evidence.kept if len(one.members) > 1 and place in one.members]
+    if group:
+        others = [evidence.held[member].name for member in group[0].members if member != place]
+        return _all(held, "not", f"only together with {', '.join(others)}")
     refuted = [one for one in evidence.refuted if place in one[0].members]
     if refuted:
         return _all(held, refuted[0][2], refuted[0][3])
@@ -136,10 +141,6 @@ def _not_a_candidate(evidence: Evidence, place: int) -> tuple[str, str, list[tup
     least = np.finfo(np.float16).smallest_subnormal if str(kind) == "torch.float16" else 0.0
     if screened.gradient.max() < 64 * float(least) * math.sqrt(held.tensor.numel()):
         return _all(held, "undecided", "its gradient is too small for half precision: rounding hides it")
-    group = [one for one in evidence.kept if len(one.members) > 1 and place in one.members]
-    if group:
-        others = [evidence.held[member].name for member in group[0].members if member != place]
-        return _all(held, "not", f"only together with {', '.join(others)}")
     return _all(held, "not", "the gradient is not orthogonal to it")
 
 
@@ -152,7 +153,7 @@ def _by_units(evidence: Evidence, place: int, kept: int) -> tuple[str, str, list
     channels = []
     for channel, unit in enumerate(units):
         if unit < 0:
-            channels.append(("not", _why_not_channel(evidence, hypothesis, screened, channel)))
+            channels.append(("not", _why_not_channel(hypothesis, screened, channel)))
         elif size > 1:
             channels.append(("not", f"only together with the other channels of its block of {size}"))
         elif not hypothesis.shift and not screened.alive[channel]:
@@ -160,13 +161,15 @@ def _by_units(evidence: Evidence, place: int, kept: int) -> tuple[str, str, list
         else:
             channels.append((verdict, ""))
     left = [channel for channel, unit in enumerate(units) if unit < 0]
+    if evidence.predicted and evidence.predicted[kept] is UNKNOWN:
+        return verdict, "no normalization of PyTorch's own was seen that it feeds: nothing is predicted", channels
     if not left:
         return verdict, "" if size == 1 or not hypothesis.shift else _only_together(size, len(units)), channels
     some = f"only {len(units) - len(left)} of its {held.channels} channels are {verdict}"
     return "not", some, channels
 
 
-def _why_not_channel(evidence: Evidence, hypothesis: Hypothesis, screened: Products, channel: int) -> str:
+def _why_not_channel(hypothesis: Hypothesis, screened: Products, channel: int) -> str:
     if not screened.gradient[channel]:
         return "its gradient is exactly zero"
     return "the gradient is not orthogonal to it" if not hypothesis.shift else "the loss depends on it"
@@ -214,12 +217,10 @@ def _cosine(numbers: Mapping[str, float]) -> float:
     return numbers["inner_product"] / size if size else math.nan
 
 
-def _add_trial(
-    evidence: Evidence, place: int, kept: int, numbers: dict[str, float], each: dict[str, Array]
-) -> None:
+def _add_trial(evidence: Evidence, place: int, kept: int, numbers: dict[str, float], each: dict[str, Array]) -> None:
     """What scaling it did, beside what the laws say."""
     hypothesis, predicted, trial = evidence.kept[kept], evidence.predicted[kept], evidence.trial
-    if trial is None or evidence.base is None:
+    if trial is None or evidence.base is None or hypothesis not in trial.hypotheses:
         return
     number = trial.hypotheses.index(hypothesis)
     base = evidence.base[place]
@@ -234,13 +235,15 @@ def _add_trial(
     numbers["predicted_inner_product"] = float(units["predicted_inner_product"].sum())
     if hypothesis.count == 1:
         return
-    together = np.sqrt((trial.ratios[number] ** 2 * _squares(base, hypothesis)).sum() / _squares(base, hypothesis).sum())
-    change = np.sqrt((trial.mismatches[number] ** 2 * _squares(base, hypothesis)).sum() / _squares(base, hypothesis).sum())
+    share = _squares(base, hypothesis) / _squares(base, hypothesis).sum()
+    together, change = (
+        math.sqrt(float((one**2 * share).sum())) for one in (trial.ratios[number], trial.mismatches[number])
+    )
     numbers |= {
         "factor": math.nan,
-        "gradient_ratio": float(together),
+        "gradient_ratio": together,
         "predicted_gradient_ratio": 1.0,
-        "gradient_mismatch": float(change),
+        "gradient_mismatch": change,
     }
     if np.bincount(hypothesis.units[0][hypothesis.units[0] >= 0]).max() == 1:
         each |= {name: hypothesis.of_channels(values, place, math.nan) for name, values in units.items()}
@@ -271,8 +274,7 @@ def _worst(deviation: Array) -> int:
 def _squares(base: Products, hypothesis: Hypothesis) -> Array:
     """``[units]`` squared norms of the gradient."""
     units = hypothesis.units[0]
-    squares: Array = np.bincount(units[units >= 0], base.gradient[units >= 0] ** 2, hypothesis.count)
-    return squares
+    return np.asarray(np.bincount(units[units >= 0], base.gradient[units >= 0] ** 2, hypothesis.count), np.float64)
 
 
 def _add_update(

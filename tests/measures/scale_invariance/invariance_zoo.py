@@ -308,8 +308,8 @@ ZOO = {
         {("3.bn1.weight", "3.bn1.bias"), ("4.bn1.weight", "4.bn1.bias")},
         {"6.bias"},
     ),
-    # `conv` has a way around its batch norm; `after` has not. The bias of `conv` is constant over the image on both ways,
-    # and stays so through a convolution without padding: the second batch norm takes out what the first did not see.
+    # `conv` has a way around its batch norm; `after` has not. The bias of `conv` is constant over the image on both
+    # ways, and stays so through a convolution without padding: the second batch norm takes it out.
     "forked": (Forked, normal(*IMAGES), {"after.weight"}, set(), {"conv.bias", "after.bias", "head.bias"}),
     # One channel of a depthwise, grouped or transposed convolution is one of its batch norm.
     "depthwise": (depthwise, normal(*IMAGES), {"0.weight", "3.weight", "6.weight", "9.weight"}, set(), {"13.bias"}),
