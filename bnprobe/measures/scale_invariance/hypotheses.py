@@ -123,7 +123,7 @@ def vanishing(held: Sequence[Held], found: Sequence[Products], tolerance: float)
     """Parameters of one number a channel whose gradient is zero.
 
     Of some the loss may not know the size, of others not even the value (a bias before batch norm). That
-    it is no dead unit's gradient is seen from the other parameters of the layer: theirs is not zero in the same channel.
+    it is no dead unit's gradient is seen from the layer's other parameters: theirs is not zero in the same channel.
     """
     for index, one in enumerate(found):
         if not one.reached or held[index].tensor.numel() != held[index].channels:

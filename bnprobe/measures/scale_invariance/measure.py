@@ -202,6 +202,6 @@ class _Measurement:
         before, after = float(first.loss), float(second.loss)
         if abs(before - after) > 16 * self._exact * max(abs(before), abs(after)):
             raise NotMeasuredError(
-                f"the loss is another in every pass ({before:.6g}, {after:.6g}): it draws random numbers elsewhere than "
+                f"the loss is another in every pass ({before:.6g}, {after:.6g}): it draws random numbers not "
                 "from the global streams, or keeps a state"
             )
