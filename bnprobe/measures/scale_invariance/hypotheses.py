@@ -165,7 +165,7 @@ def together(
     for index, one in enumerate(held):
         if found[index].alive.any():
             layers.setdefault(one.layer_name, []).append(index)
-    doubts = {one.members[0]: (one.doubt if one.floor is None else 0.0) for one in single}
+    doubts = {one.members[0]: (one.doubt if one.floor is None and one.count == 1 else 0.0) for one in single}
     joint = []
     for members in layers.values():
         size = sum(_length(found[index]) for index in members)

@@ -16,6 +16,7 @@ __all__ = ["AsWritten", "Divided", "Listening", "Relative", "Seen", "grown_by"]
 
 _TINY = {torch.float64: 1e-100}  # eps that no variance notices; its inverse square root squared stays finite
 _TINY_ELSE = 1e-30
+_SAMPLED = 4096  # values of a channel from which the growth of x-hat is measured (ours)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,17 +138,23 @@ class Divided(Listening):
         now = call.variances()
         ratio = grown_by(_same(self._base, index, call, now), now)
         divided = replace(call, x=call.x / call.spread(ratio).to(call.x.dtype))
-        measured = self._grown(call, divided.x)
-        return divided.output(), Seen(call.family, now, call.eps, measured=measured)
+        output = divided.output()
+        return output, Seen(call.family, now, call.eps, measured=_grown(call, output))
 
-    @staticmethod
-    def _grown(call: Normalization, divided: Tensor) -> Tensor:
-        """The factor that, in the least squares sense, makes x-hat of the divided input that of the input."""
-        with torch.no_grad():
-            reference, grown = call.normalized(divided.detach()), call.normalized(call.x.detach())
-            wide = torch.promote_types(reference.dtype, torch.float32)
-            reference, grown = reference.to(wide), grown.to(wide)
-            return call.sums(reference * grown) / call.sums(reference.square())
+
+def _grown(call: Normalization, divided: Tensor) -> Tensor:
+    """The factor that, in the least squares sense, makes the output for the divided input that for the input.
+
+    Of batch norm a few samples tell it.
+    """
+    with torch.no_grad():
+        reference, grown = divided.detach(), call.output().detach()
+        if call.family == "batch":
+            some = max(2, _SAMPLED * reference.shape[1] // reference.numel() * len(reference))
+            reference, grown = reference[:some], grown[:some]
+        wide = torch.promote_types(reference.dtype, torch.float32)
+        reference, grown = (call.without_beta(one.to(wide)) for one in (reference, grown))
+        return call.sums(reference * grown) / call.sums(reference.square())
 
 
 def grown_by(before: Tensor, now: Tensor) -> Tensor:

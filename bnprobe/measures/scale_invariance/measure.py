@@ -136,7 +136,7 @@ class _Measurement:
     @property
     def _noise(self) -> float:
         """What may be rounding (ours)."""
-        return float(min(100 * self._rounding, self._exact))
+        return float(min(max(100 * self._rounding, self._rounding**0.75), self._exact))
 
     def result(self, confirm: bool, optimizer: torch.optim.Optimizer | None) -> ScaleInvariance:
         """Screen, confirm, judge."""
@@ -153,7 +153,7 @@ class _Measurement:
             self._held, self._passes, screened, base, self._generator, self._limit, self._exact, self._noise
         )
         kept, trials = self._confirmed(tester, scaled, moved)
-        sites = sites_of(base, trials, min(256 * self._rounding, 0.05)) if trials else []
+        sites = sites_of(base, trials, min(max(1e-7, 2000 * self._rounding), 0.05)) if trials else []
         known = {member for one in (*kept, *moved) for member in one.members}
         hidden = unseen(tester, found, known)
         evidence = Evidence(

@@ -111,6 +111,14 @@ class Normalization:
         hat = self.normalized(eps=eps)
         return self._affine(hat * self.spread(gain).to(hat.dtype))
 
+    def without_beta(self, output: Tensor) -> Tensor:
+        """Outputs less beta."""
+        if self.bias is None:
+            return output
+        return output - (
+            self.bias if self.family in ("layer", "rms") else self.bias.reshape(-1, *[1] * (output.dim() - 2))
+        )
+
     def _affine(self, hat: Tensor) -> Tensor:
         dtype = hat.dtype
         for one, operation in ((self.weight, torch.mul), (self.bias, torch.add)):

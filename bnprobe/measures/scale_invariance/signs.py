@@ -25,7 +25,7 @@ def equivariant(
     """
     fed = {place for site in sites if site.explained for place, _ in site.fed_by}
     through = {place for site in sites if not site.explained for place, _ in site.fed_by}
-    tried = {place for place in fed - through if not kept[place].shift}
+    tried = {place for place in fed - through if not kept[place].shift and len(kept[place].members) == 1}
     direct = {place for site in sites for place, each in site.fed_by if each}
     for some in (tried, tried & direct):
         if some and _same_loss(tester, kept, sites, some, tolerance):
