@@ -18,6 +18,7 @@ __all__ = ["Tester", "Trial"]
 
 _POWERS = (0.25, 0.5, 2.0, 4.0)
 _SHIFT = 0.25  # what a norm layer's input notices and its rounding does not (ours)
+_MOSTLY = 0.5  # of the largest change (ours)
 _SURELY = 0.3  # relative change of a unit's own gradient that is no rounding (ours; factors change it by 0.5 and more)
 
 
@@ -117,8 +118,7 @@ class Tester:
     ) -> tuple[list[Hypothesis], Trial | None]:
         """Those under which nothing changes, and the trial of all of them together where there was one.
 
-        Where something changes, those whose own gradients changed are tried without the others, and the others
-        without them; where that tells nothing, halves are.
+        Where something changes, the suspects are tried without the others, and the others without them.
         """
         left = list(hypotheses)
         if not left:
@@ -133,13 +133,19 @@ class Tester:
             return left, trial
         if len(left) == 1:
             return self._restricted(left[0], trial, draw, tolerance) if trial else self.give_up(left, why)
-        bad = [] if trial is None else trial.failing(tolerance)
-        if not bad or len(bad) == len(left):
-            bad = [one for one in left if one.doubt > self.noise]
-        if not bad or len(bad) == len(left):
-            bad = left[: len(left) // 2]
+        bad = self._suspects(left, trial)
         good, _ = self.surviving([one for one in left if one not in bad], draw, tolerance)
         return [*good, *self.surviving(bad, draw, tolerance)[0]], None
+
+    def _suspects(self, left: list[Hypothesis], trial: Trial | None) -> list[Hypothesis]:
+        """Some of them, not all: whose gradient was not quite orthogonal, or changed most; else the first half."""
+        most = {} if trial is None else {one: worst.max() for one, worst in zip(left, trial.mismatches, strict=True)}
+        doubted = [one for one in left if one.doubt > self.noise]
+        changed = [one for one in most if not most[one] < _MOSTLY * max(most.values())]
+        for some in (doubted, changed):
+            if 0 < len(some) < len(left):
+                return some
+        return left[: len(left) // 2]
 
     def attempt(
         self, hypotheses: Sequence[Hypothesis], draw: Callable[[Hypothesis], Array], tolerance: float

@@ -101,11 +101,11 @@ def host(tensor: Tensor) -> Array:
     return array
 
 
-def scalings(found: Sequence[Products], tolerance: float, partly: bool = True) -> Iterator[Hypothesis]:
+def scalings(found: Sequence[Products], tolerance: float, noise: float = 0.0) -> Iterator[Hypothesis]:
     """Parameters along which the gradient vanishes (Euler), in the finest units in which it does.
 
     First channel by channel; then in blocks of neighbouring channels, as group norm and fused projections make them;
-    then as a whole; at last, if ``partly``, some channels of it.
+    then as a whole; at last, to within ``noise``, some channels of it.
     """
     for index, one in enumerate(found):
         alive = one.alive
@@ -113,13 +113,14 @@ def scalings(found: Sequence[Products], tolerance: float, partly: bool = True) -
             continue
         flat = np.abs(one.inner) <= tolerance * one.size
         units = _units(one, flat, tolerance)
-        if units is None and partly and (flat & alive).any():
-            units = np.where(flat & alive, np.cumsum(flat & alive) - 1, -1)
+        some = alive & (np.abs(one.inner) <= noise * one.size)  # of many channels, more are nearly flat by accident
+        if units is None and some.any():
+            units = np.where(some, np.cumsum(some) - 1, -1)
         if units is not None:
             yield Hypothesis((index,), (units,), int(units.max()) + 1, doubt=_doubt(one, units))
 
 
-def vanishing(held: Sequence[Held], found: Sequence[Products], tolerance: float) -> Iterator[Hypothesis]:
+def vanishing(held: Sequence[Held], found: Sequence[Products], tolerance: float, noise: float) -> Iterator[Hypothesis]:
     """Parameters of one number a channel whose gradient is zero.
 
     Of some the loss may not know the size, of others not even the value (a bias before batch norm). That
@@ -130,12 +131,15 @@ def vanishing(held: Sequence[Held], found: Sequence[Products], tolerance: float)
             continue
         expected = _expected(held, found, index)
         still = (one.gradient <= tolerance * expected) & (expected > 0)
+        if not still[expected > 0].all():  # of many channels, some have a small gradient by accident
+            still &= one.gradient <= noise * expected
         if still.any():
+            doubt = float((one.gradient[still] / expected[still]).max())
             units, count = np.where(still, np.cumsum(still) - 1, -1), int(still.sum())
             if one.weight[still].all():
-                yield Hypothesis((index,), (units,), count, floor=expected[still])
+                yield Hypothesis((index,), (units,), count, floor=expected[still], doubt=doubt)
             if held[index].tensor.dim() == 1:
-                yield Hypothesis((index,), (units,), count, shift=True, floor=expected[still])
+                yield Hypothesis((index,), (units,), count, shift=True, floor=expected[still], doubt=doubt)
 
 
 def balanced(
@@ -171,7 +175,7 @@ def together(
         size = sum(_length(found[index]) for index in members)
         doubt = abs(sum(float(found[index].inner.sum()) for index in members)) / size
         alone = max((doubts[index] for index in members if index in doubts), default=1.0)
-        if len(members) > 1 and doubt <= tolerance and alone > max(noise, 4 * doubt):
+        if len(members) > 1 and doubt <= tolerance and alone > max(noise / 30, 8 * doubt):
             units = tuple(np.zeros(len(found[index].inner), np.int64) for index in members)
             joint.append(Hypothesis(tuple(members), units, 1, doubt=doubt))
     replaced = {member for one in joint for member in one.members}

@@ -147,7 +147,7 @@ class _Measurement:
         if not confirm:
             evidence = Evidence(self._held, found, None, [*scaled, *moved])
             return ScaleInvariance(findings(evidence), float(screened.loss), self._passes.count, False)
-        base = self._passes.run(AsWritten())
+        base = self._passes.run(AsWritten(screened.seen))
         self._require_repeatable(screened, base)
         tester = Tester(
             self._held, self._passes, screened, base, self._generator, self._limit, self._exact, self._noise
@@ -172,8 +172,8 @@ class _Measurement:
 
     def _hypotheses(self, found: Sequence[Products]) -> tuple[list[Hypothesis], list[Hypothesis]]:
         """What may be scaled, and what may be shifted."""
-        still = list(vanishing(self._held, found, self._exact))
-        scaled = [*scalings(found, self._exact), *(one for one in still if not one.shift)]
+        still = list(vanishing(self._held, found, self._exact, self._noise))
+        scaled = [*scalings(found, self._exact, self._noise), *(one for one in still if not one.shift)]
         scaled = together(self._held, found, scaled, self._exact, self._noise)
         known = {member for one in (*scaled, *still) if len(one.members) == 1 for member in one.members}
         moved = [one for one in still if one.shift]

@@ -28,7 +28,7 @@ def unseen(tester: Tester, found: Sequence[Products], known: set[int]) -> list[H
         found: weights and gradients of the screening pass.
         known: places of the parameters that need no look.
     """
-    some = [one for one in scalings(found, _NEARLY, partly=False) if one.members[0] not in known]
+    some = [one for one in scalings(found, _NEARLY) if one.members[0] not in known]
     some = [one for one in some if tester.held[one.members[0]].tensor.dim() > 1]
     for _ in range(2):  # again without those that do not obey
         if not some or tester.passes.count >= tester.limit:
