@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bnprobe.measures.hessian import HessianEigenvalues, hessian_eigenvalues
     from bnprobe.measures.jacobian import Spectrum, spectra, spectrum
     from bnprobe.measures.landscape import LossLandscape, landscape
+    from bnprobe.measures.scale_invariance import ScaleInvariance, scale_invariance
     from bnprobe.measures.shift import GradientShifts, gradient_shift
     from bnprobe.report import report
     from bnprobe.store import Run, load
@@ -37,6 +38,8 @@ _HOME = {
     "HessianEigenvalues": "bnprobe.measures.hessian",
     "landscape": "bnprobe.measures.landscape",
     "LossLandscape": "bnprobe.measures.landscape",
+    "scale_invariance": "bnprobe.measures.scale_invariance",
+    "ScaleInvariance": "bnprobe.measures.scale_invariance",
     "spectrum": "bnprobe.measures.jacobian",
     "Spectrum": "bnprobe.measures.jacobian",
     "Run": "bnprobe.store",
@@ -49,6 +52,7 @@ __all__ = [
     "LossLandscape",
     "Probe",
     "Run",
+    "ScaleInvariance",
     "Spectrum",
     "__version__",
     "attach",
@@ -59,6 +63,7 @@ __all__ = [
     "landscape",
     "load",
     "report",
+    "scale_invariance",
     "spectra",
     "spectrum",
 ]
