@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from bnprobe.errors import ArgumentError, SelectionError
 from bnprobe.hooks.sites import Site, find_sites, named_layers
@@ -58,7 +59,9 @@ class WeightScale(Track):
     finds once, before the first update that is read; or else, of the layers that the probe listens to, those whose
     gradients were orthogonal to them at the first ``screen`` updates that were read. For the last, the root mean
     square cosine must not exceed ``tolerance`` nor a tenth of what it is by chance, :math:`1/\sqrt{n}` for n entries:
-    a screening, which the inventory says beside each layer. Records begin with the first update all the same.
+    a screening, which the inventory says beside each layer. It leaves out parameters of one axis: a gain before ReLU
+    and another norm is scale-invariant for as long as its shift is 0, and drifts out of it. Records begin with the
+    first update all the same.
 
     Without an optimizer there is no saying what the gradient at an update was: then the parameters must be found
     otherwise, and norm, angle and relative update are recorded from the second step on. Where ``step()`` is given a
@@ -145,7 +148,8 @@ class WeightScale(Track):
             return Candidates([self._slot(root, name) for name in self.parameters])
         slots = list({id(slot.now): slot for slot in reversed(list(slots_of(sites)))}.values())[::-1]
         if self.batch is None:
-            return Candidates(slots, screen=self.screen, tolerance=self.tolerance)
+            some = [slot for slot in slots if is_lazy(slot.now) or slot.now.dim() > 1]
+            return Candidates(some, screen=self.screen, tolerance=self.tolerance)
         return Candidates(slots, search=self._search)
 
     def _search(self, root: nn.Module) -> Collection[str]:

@@ -211,7 +211,10 @@ class WeightTracker(Tracker):
 
     def _orthogonal(self, index: int, seen: Sequence[float]) -> bool:
         """Whether gradients with these cosines are orthogonal to their weight."""
-        by_chance = self._reader.slots[index].now.numel() ** -0.5
+        weight = self._reader.slots[index].now
+        if weight.dim() < 2:  # a lazy one has turned out to be a gain or a bias
+            return False
+        by_chance = weight.numel() ** -0.5
         return bool(np.sqrt(np.mean(np.square(seen))) <= min(self._candidates.tolerance, _BY_CHANCE * by_chance))
 
     def _say(self, index: int, what: str) -> None:

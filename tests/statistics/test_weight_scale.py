@@ -407,6 +407,10 @@ class Mixed(nn.Module):
         return self.last(self.norm(y) + 0.1 * y)
 
 
+def followed(run):
+    return set(run.frame(statistic="weight_norm")["layer"]) if "weight_norm" in run.statistics else set()
+
+
 def screened(statistic, loss=F.cross_entropy, steps=15, **more):
     torch.manual_seed(3)
     model = Mixed()
@@ -419,10 +423,6 @@ def screened(statistic, loss=F.cross_entropy, steps=15, **more):
     return probe.run
 
 
-def followed(run):
-    return set(run.frame(statistic="weight_norm")["layer"]) if "weight_norm" in run.statistics else set()
-
-
 def test_screening_finds_them_in_the_runs_own_gradients():
     run = screened(s.WeightScale(), lambda model: 0)
     assert followed(run) == {"first"}
@@ -433,6 +433,21 @@ def test_screening_finds_them_in_the_runs_own_gradients():
     assert "not confirmed by scaling it" in why["first"]
     assert why["skip"] == "WeightScale: weight: no sign of scale invariance at the first 10 updates"
     assert why["bn"] == ""
+
+
+def test_a_gain_whose_shift_is_still_0_does_not_pass():
+    """Behind it come ReLU, which keeps its factor, and a norm, which takes it out; but shifts do not stay 0."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 8), nn.BatchNorm1d(8))
+    optimizer = torch.optim.SGD(model.parameters(), 1e-6)
+    with bnprobe.attach(model, s.WeightScale(), optimizer=optimizer) as probe:
+        for x, y in batches((64, 6), 10):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            gain = model[1].weight
+            assert abs(F.cosine_similarity(gain, gain.grad, 0)) < 1e-3
+            optimizer.step()
+    assert followed(probe.run) == {"0", "3"}
 
 
 def test_a_penalty_on_the_weights_is_part_of_the_loss():
