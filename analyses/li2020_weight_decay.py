@@ -45,8 +45,8 @@ CLAIMS: tuple[Claim, ...] = (
         quantities=tuple(
             Quantity(
                 f"angle at {decay:g}",
-                f"{_OFF} between the root mean square angle per step and the law, up or down, {_THIRD}, at weight decay "
-                f"{decay:g}",
+                f"{_OFF} between the root mean square angle per step and the law, up or down, {_THIRD}, at weight "
+                f"decay {decay:g}",
                 "log ratio",
                 "below",
                 math.log(_WITHIN),
@@ -95,17 +95,21 @@ CLAIMS: tuple[Claim, ...] = (
             "found": "the probe finds the weights of the three hidden layers scale-invariant, and no others",
             "settled": "the mean fourth power of every norm changes by less than 20 % within the last third",
         },
-        refuted_by="norms at which gradients and decay do not balance, or norm^4 lambda / eta that depends on lambda by "
-        "more than 20 %: the gradient at norm 1 would then depend on the weight decay",
+        refuted_by="norms at which gradients and decay do not balance, or norm^4 lambda / eta that depends on "
+        "lambda by more than 20 %: the gradient at norm 1 would then depend on the weight decay",
     ),
 )
 
 CHOICES: tuple[Choice, ...] = (
     Choice("network", f"three hidden layers of {_WIDTH} sigmoids with batch norm", "small; the law asks for no more"),
     Choice("optimizer", f"SGD at rate {_RATE:g}, momentum {_MOMENTUM:g}, batches of {_BATCH}", "the papers' habit"),
-    Choice("weight decay", "of all parameters, " + ", ".join(f"{one:g}" for one in DECAYS), "a decade up from the habit"),
+    Choice(
+        "weight decay", "of all parameters, " + ", ".join(f"{one:g}" for one in DECAYS), "a decade up from the habit"
+    ),
     Choice("within", "10 % of the angle, 20 % of the fourth power of the norm", "the papers show curves and no bounds"),
-    Choice("when", "the last third of the steps", "several relaxation times, (1 - mu) / (4 eta lambda), after the start"),
+    Choice(
+        "when", "the last third of the steps", "several relaxation times, (1 - mu) / (4 eta lambda), after the start"
+    ),
     Choice("which weights", "those that the probe found by their gradients", "without being told where norms are"),
 )
 
@@ -118,7 +122,7 @@ class Scale:
     seeds: int
 
 
-_SCALES = {"smoke": Scale(150, 2), "laptop": Scale(6_000, 5), "gpu": Scale(60_000, 10)}
+_SCALES = {"smoke": Scale(150, 2), "laptop": Scale(10_000, 5), "gpu": Scale(60_000, 10)}
 SCALES = tuple(_SCALES)
 
 
@@ -217,8 +221,8 @@ def tables(results: Results) -> Sequence[Table]:
                          mean["fourth"] ** 0.25, mean["balance"] ** 0.25])  # fmt: skip
     header = ("weight decay", "layer", "angle per step (rad)", "law", "ratio", "norm", "norm at balance")
     caption = (
-        "Hidden weights in the last third of the steps: root mean square angle per step and its law, fourth root of the "
-        "mean fourth power of the norm and of the norm at which gradients and decay balance; means over seeds."
+        "Hidden weights in the last third of the steps: root mean square angle per step and its law, fourth root of "
+        "the mean fourth power of the norm and of the norm at which gradients and decay balance; means over seeds."
     )
     return [Table(header, rows, caption)]
 

@@ -359,7 +359,11 @@ class Probe:
         observed = site.name in self._reader.observed
         graded = site.name in self._graded  # its weights had gradients, so something has used them
         why = self._reader.why.get(site.name, self._taps.why_silent(site, observed, graded))
-        more = (SCALED if self._scaled and observed else "", self._measurer.why(site.name), self._trackers.why(site.name))
+        more = (
+            SCALED if self._scaled and observed else "",
+            self._measurer.why(site.name),
+            self._trackers.why(site.name),
+        )
         return "; ".join(one for one in (why, *more) if one)
 
     @contextmanager

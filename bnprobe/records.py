@@ -1,8 +1,9 @@
 """The vocabulary of measurements: what a record is, and how it lies in a table.
 
 A *record* is everything measured of one tensor: which step and phase, which layer and call, which place
-(``input``, ``output``, ``grad_output``, ``weight``, or ``jacobian``: what was measured of d output / d input), and
-beside these keys one group of columns a statistic:
+(``input``, ``output``, ``grad_output``, ``weight``, or ``jacobian``: what was measured of d output / d input; a part of
+one, such as the second output or a parameter that is not called weight, as ``output.1`` or ``weight.bias``), and beside
+these keys one group of columns a statistic:
 
 =======================  ============================================================================
 column                   meaning

@@ -51,10 +51,10 @@ def norm_square_after(
         weight_decay: lambda.
         inner_product: of weight and gradient.
     """
-    shrink = 1 - np.asarray(learning_rate, np.float64) * np.asarray(weight_decay, np.float64)
-    rate = np.asarray(learning_rate, np.float64)
+    rate, decay, inner = (np.asarray(one, np.float64) for one in (learning_rate, weight_decay, inner_product))
+    shrink = 1 - rate * decay
     kept = shrink**2 * np.asarray(norm_square, np.float64)
-    after: _Array = kept + rate**2 * np.asarray(grad_norm_square, np.float64) - 2 * rate * shrink * inner_product
+    after: _Array = kept + rate**2 * np.asarray(grad_norm_square, np.float64) - 2 * rate * shrink * inner
     return after
 
 
@@ -97,7 +97,9 @@ def equilibrium_norm(
         weight_decay: lambda; NaN results where it is 0, for then the norm grows for ever.
         momentum: mu, heavy ball.
     """
-    g, rate, decay, mu = (np.asarray(one, np.float64) for one in (sphere_gradient, learning_rate, weight_decay, momentum))
+    g, rate, decay, mu = (
+        np.asarray(one, np.float64) for one in (sphere_gradient, learning_rate, weight_decay, momentum)
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         fourth = rate * g**2 / (decay * (1 - mu) * (2 - rate * decay / (1 + mu)))
     norm: _Array = np.where((decay > 0) & (rate > 0), np.abs(fourth) ** 0.25, np.nan)
@@ -195,9 +197,7 @@ def decay_root(learning_rate: float, weight_decay: float, momentum: float = 0.0)
     return (middle + math.sqrt(under)) / 2
 
 
-def exponential_learning_rates(
-    steps: int, learning_rate: float, weight_decay: float, momentum: float = 0.0
-) -> _Array:
+def exponential_learning_rates(steps: int, learning_rate: float, weight_decay: float, momentum: float = 0.0) -> _Array:
     r"""Rates without weight decay that turn a scale-invariant weight exactly as weight decay at a constant rate does.
 
     :math:`\tilde\eta_t = \eta\,\alpha^{-2t-1}` with :math:`\alpha` of :func:`decay_root` (Li & Arora 2020): the weight
@@ -217,7 +217,7 @@ def exponential_learning_rates(
         ArgumentError: as for :func:`decay_root`.
     """
     root = decay_root(learning_rate, weight_decay, momentum)
-    rates: _Array = learning_rate * root ** (-2.0 * np.arange(steps) - 1)
+    rates: _Array = learning_rate * np.power(root, -2.0 * np.arange(steps, dtype=np.float64) - 1)
     return rates
 
 

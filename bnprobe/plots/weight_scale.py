@@ -54,7 +54,9 @@ def weight_scale(
         RunError: the run has no such records, or not of these layers.
     """
     frame = _recorded(run)
-    names = [f"{layer}{place.removeprefix('weight')}" for layer, place in zip(frame["layer"], frame["place"], strict=True)]
+    names = [
+        f"{layer}{place.removeprefix('weight')}" for layer, place in zip(frame["layer"], frame["place"], strict=True)
+    ]
     frame = frame.assign(weight=names)
     shown = _chosen(run, frame, layers)
     with style.canvases(axes, width=9.0, height=3.8, columns=2) as (left, right):

@@ -52,9 +52,7 @@ class Track(ABC):
         """
 
     @abstractmethod
-    def start(
-        self, root: nn.Module, sites: Sequence[Site], optimizers: Sequence[torch.optim.Optimizer]
-    ) -> "Tracker":
+    def start(self, root: nn.Module, sites: Sequence[Site], optimizers: Sequence[torch.optim.Optimizer]) -> "Tracker":
         """What follows the weights of these layers.
 
         Args:

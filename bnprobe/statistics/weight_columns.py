@@ -91,7 +91,9 @@ def _equilibrium_norm(sphere_gradient: Array, sizes: Array, rates: Sequence[Rate
     found = np.full(len(rates), np.nan)
     for i, one in enumerate(rates):
         if one.law == "adamw":
-            found[i] = norm_dynamics.adamw_equilibrium_norm(sizes[i], _number(one.learning_rate), _number(one.weight_decay))
+            found[i] = norm_dynamics.adamw_equilibrium_norm(
+                sizes[i], _number(one.learning_rate), _number(one.weight_decay)
+            )
         elif one.law:
             rate = _number(one.learning_rate) * (1 - one.dampening)  # which is all that dampening does
             found[i] = norm_dynamics.equilibrium_norm(sphere_gradient[i], rate, _number(one.weight_decay), one.momentum)

@@ -39,8 +39,10 @@ class Slot:
     @property
     def now(self) -> Any:
         """The parameter; None where there is none any more."""
-        held = self.owner._parameters
-        return held[self.leaf] if self.leaf in held else None
+        held = self.owner._parameters  # a scripted module's know no `get`
+        if self.leaf not in held:
+            return None
+        return held[self.leaf]
 
 
 def slots_of(sites: Iterable[Site]) -> Iterator[Slot]:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -154,8 +155,7 @@ class WeightScale(Track):
 
     def _search(self, root: nn.Module) -> Collection[str]:
         """Names of the parameters that are scale-invariant as whole tensors."""
-        from bnprobe.measures.scale_invariance import scale_invariance  # a measurement on demand: only where wanted
-
+        scale_invariance = import_module("bnprobe.measures.scale_invariance").scale_invariance  # only where wanted
         first: Tensor | None = next((one for one in (*root.parameters(), *root.buffers())), None)
         device = torch.device("cpu") if first is None else first.device
         names: Collection[str] = scale_invariance(

@@ -1,6 +1,7 @@
 """The laws of scale-invariant weights hold for networks in training, as WeightScale records them."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ class Watched(nn.Module):
         super().__init__()
         make = (lambda i, o: nn.Conv2d(i, o, 2, bias=False)) if conv else (lambda i, o: nn.Linear(i, o, bias=False))
         norm = nn.BatchNorm2d if conv else nn.BatchNorm1d
-        self.weights = nn.ModuleList(make(i, o) for i, o in zip(widths, widths[1:], strict=False))
+        self.weights = nn.ModuleList(make(i, o) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(norm(width, eps=eps) for width in widths[1:])
         self.activation, self.last = activation, nn.Linear(widths[-1], 3) if last else nn.Identity()
         for one in self.norms:
@@ -120,7 +121,9 @@ def descend(rates, decay, momentum, *, buffer=0.0, last=False, steps=200):
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
     frame = probe.run.frame(statistic=["weight_norm", "angular_update", "effective_learning_rate"])
-    return [p.detach() for p in trained], frame.pivot_table(index=["layer", "step"], columns="statistic", values="value")
+    return [p.detach() for p in trained], frame.pivot_table(
+        index=["layer", "step"], columns="statistic", values="value"
+    )
 
 
 def mismatch(ours, theirs):
@@ -275,14 +278,18 @@ def test_a_bias_grows_for_ever_where_statistics_are_outside_of_the_gradient(deta
     assert max(float((one - outputs[0]).abs().max()) for one in outputs) < 1e-6
     assert max(losses) - min(losses) < 1e-9
     products = probe.run.frame(statistic=["weight_dot_grad", "weight_grad_cosine"])
-    products = products[products["place"] == "weight.gain"].pivot_table(index="step", columns="statistic", values="value")
+    products = products[products["place"] == "weight.gain"].pivot_table(
+        index="step", columns="statistic", values="value"
+    )
     if detached:
         assert max(foretold) < 1e-12
         assert (np.diff(bias) > 0).all()
         assert (np.diff(gain) > 0).all()
         half = steps // 2
         assert bias[-1] - bias[half] > 0.25 * bias[half]  # it does not settle
-        assert products["weight_grad_cosine"].abs().min() > 0.1  # and one sees it: the loss is scale-invariant, its "gradient" is not
+        assert (
+            products["weight_grad_cosine"].abs().min() > 0.1
+        )  # and one sees it: the loss is scale-invariant, its "gradient" is not
     else:
         assert bias.max() < 1e-12
         assert np.ptp(gain) < 1e-9

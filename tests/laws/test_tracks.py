@@ -17,6 +17,7 @@ from tests.cases import CASES, batches
 from tests.laws.guard import guarded
 from tests.laws.test_no_observer_effect import assert_bitwise, run
 
+
 @pytest.fixture(autouse=True)
 def _everything_is_followed(monkeypatch):
     monkeypatch.setattr(importlib.import_module("bnprobe.statistics.weight_tracker"), "_BY_CHANCE", math.inf)

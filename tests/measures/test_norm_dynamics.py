@@ -128,7 +128,7 @@ def test_the_root_is_the_one_near_one(share, rate, momentum):
     root = laws.decay_root(rate, decay, momentum)
     assert root**2 - (1 + momentum - rate * decay) * root + momentum == pytest.approx(0, abs=1e-14)
     assert math.sqrt(momentum) * (1 - 1e-7) <= root < 1  # the product of the two roots is the momentum
-    with pytest.raises(ArgumentError, match="learning_rate . weight_decay must be at most"):
+    with pytest.raises(ArgumentError, match=r"learning_rate \* weight_decay must be at most"):
         laws.decay_root(rate, decay / share * 1.001, momentum)
 
 

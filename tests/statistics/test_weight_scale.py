@@ -58,7 +58,11 @@ def by_hand(weight, gradient, after, optimizer, group):
     if gradient is not None:
         g = gradient.detach().double().flatten().numpy()
         grad_norm = np.linalg.norm(g)
-        found |= {"weight_grad_norm": grad_norm, "weight_dot_grad": w @ g, "weight_grad_cosine": w @ g / norm / grad_norm}
+        found |= {
+            "weight_grad_norm": grad_norm,
+            "weight_dot_grad": w @ g,
+            "weight_grad_cosine": w @ g / norm / grad_norm,
+        }
         found["equilibrium_norm"] = law(optimizer, group, norm, grad_norm, w.size)[0]
     found["equilibrium_angle"] = law(optimizer, group, norm, 1.0, w.size)[1]
     return {name: value for name, value in found.items() if not math.isnan(value)}
@@ -137,7 +141,7 @@ def test_rates_are_those_of_the_step():
     optimizer = torch.optim.SGD(model.parameters(), 0.5, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
     data = [(x.double(), y) for x, y in batches((16, 6), 4)]
-    run, truth = trained(model, optimizer, s.WeightScale(WEIGHTS), data, schedule=schedule)
+    run, _ = trained(model, optimizer, s.WeightScale(WEIGHTS), data, schedule=schedule)
     found = values(run)
     rates = [found["effective_learning_rate"][step] * found["weight_norm"][step] ** 2 for step in range(4)]
     assert rates == pytest.approx([0.5, 0.25, 0.125, 0.0625])
@@ -261,7 +265,7 @@ def test_rounding_in_float32_is_within_the_error_and_small_angles_survive():
     frame = probe.run.frame(place="weight").set_index("statistic")
     for name in ("weight_dot_grad", "weight_grad_cosine", "angular_update"):
         value, error = frame.loc[name, ["value", "error"]]
-        assert 0 < error
+        assert error > 0
         assert abs(value - right[name]) <= error
     assert right["angular_update"] < 1e-4
     assert frame.loc["angular_update", "error"] < 1e-3 * right["angular_update"]
@@ -516,7 +520,9 @@ def test_given_a_batch_they_are_searched_for_once(search):
 
 def test_a_failed_search_is_told_once_and_tried_again_ever_more_rarely(search):
     search.answers = [ValueError("no such loss")]
-    with pytest.warns(RuntimeWarning, match="could not measure WeightScale: not measured at step 0: ValueError") as told:
+    with pytest.warns(
+        RuntimeWarning, match="could not measure WeightScale: not measured at step 0: ValueError"
+    ) as told:
         run = screened(s.WeightScale(batch=batches((16, 6), 1)[0]), lambda model: 0, steps=25)
     assert len(told) == 1
     assert len(search.calls) == 4  # at steps 0, 2, 6 and 14
