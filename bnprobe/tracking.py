@@ -8,7 +8,7 @@ from torch import nn
 
 from bnprobe.collect import Collector
 from bnprobe.hooks.sites import Site
-from bnprobe.measuring import aside, why_not_readable
+from bnprobe.measuring import aside, why_not_now, why_not_readable
 from bnprobe.statistics.track import Track, Tracker
 
 __all__ = ["Trackers"]
@@ -42,7 +42,7 @@ class Trackers:
         optimizers: Sequence[torch.optim.Optimizer],
         collector: Collector,
     ) -> None:
-        self._collector = collector
+        self._root, self._collector = root, collector
         chosen = [(one, one.sites(root, sites)) for one in tracks]
         self._trackers: dict[str, Tracker] = {
             type(one).__name__: one.start(root, some, optimizers) for one, some in chosen
@@ -100,6 +100,9 @@ class Trackers:
         if not self._trackers or not self.enabled or self._why_not:
             return
         for name, tracker in self._trackers.items():
+            if tracker.runs_passes and (why_not := why_not_now(self._root)):
+                self._fail(name, why_not, f"not measured at step {step}")
+                continue
             try:
                 with aside():
                     if event(tracker):

@@ -70,9 +70,11 @@ class Tracker(ABC):
 
     Attributes:
         why: by layer, the reason why something of it was not measured.
+        runs_passes: whether it may run passes through the model at the next occasion, as long as nothing is known.
     """
 
     why: Mapping[str, str]
+    runs_passes: bool = False
 
     @abstractmethod
     def before(self, step: int, index: int, closure: bool) -> bool:

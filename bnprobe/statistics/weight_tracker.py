@@ -92,7 +92,7 @@ class WeightTracker(Tracker):
         self._root, self._candidates, self._optimizers, self._due = root, candidates, tuple(optimizers), due
         self._reader = WeightReader(candidates.slots)
         self._members = tuple(range(len(candidates.slots)))  # those that are followed
-        self._searching, self._screening = candidates.search is not None, candidates.screen > 0
+        self.runs_passes, self._screening = candidates.search is not None, candidates.screen > 0
         self._tries = self._next_try = 0
         self._held: list[dict[int, int]] = []
         self._looks: object = None
@@ -159,7 +159,7 @@ class WeightTracker(Tracker):
 
     def _known(self) -> bool:
         """Whether it is known what to follow; searches for it, each time after twice as many occasions."""
-        if not self._searching:
+        if not self.runs_passes:
             return True
         self._tries += 1
         if self._tries <= self._next_try:
@@ -167,7 +167,7 @@ class WeightTracker(Tracker):
         self._next_try = 2 * self._tries
         search = self._candidates.search
         names = search(self._root) if search is not None else ()
-        self._searching = False
+        self.runs_passes = False
         slots = self._reader.slots
         self._follow([i for i in self._members if slots[i].name in names], "it is not scale-invariant")
         return True

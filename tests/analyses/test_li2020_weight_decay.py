@@ -35,7 +35,11 @@ def results(
 ) -> Results:
     """Fourth powers of norms that go as decay to the minus ``power``."""
     normed = {
-        decay: [finished(seed, angle, balance, decay**-power, **changes) for seed in range(SEEDS)] for decay in DECAYS
+        decay: [
+            finished(seed, angle, balance, decay**-power * (1 + 0.01 * ((3 * seed + i) % 4)), **changes)
+            for seed in range(SEEDS)
+        ]
+        for i, decay in enumerate(DECAYS)
     }
     without = [finished(seed, control, 1.0, 1.0) for seed in range(SEEDS)]
     return Results(Settings(Path("nowhere")), Scale(10, SEEDS), data.load("digits"), normed, without)

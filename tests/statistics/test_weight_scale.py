@@ -535,6 +535,19 @@ def test_a_failed_search_is_told_once_and_tried_again_ever_more_rarely(search):
     assert run.layers.set_index("name")["why"]["first"] == ""
 
 
+def test_no_search_where_its_passes_would_wait_for_other_ranks(search, monkeypatch):
+    monkeypatch.setattr(sys.modules["bnprobe.measuring"], "world", lambda: (0, 2))
+    model = nn.Sequential(nn.Linear(6, 4), nn.SyncBatchNorm(4))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model[0](torch.randn(3, 6)).sum().backward()
+    probe = bnprobe.attach(model, s.WeightScale(batch=batches((16, 6), 1)[0]), optimizer=optimizer)
+    with pytest.warns(RuntimeWarning, match="SyncBatchNorm would wait for the other ranks"):
+        optimizer.step()
+    probe.detach()
+    assert not search.calls
+    assert "SyncBatchNorm would wait" in probe.run.layers.set_index("name")["why"]["0"]
+
+
 def test_what_cannot_be_read_is_said():
     class Strange(nn.Module):
         def __init__(self):
