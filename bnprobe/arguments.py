@@ -8,7 +8,7 @@ from torch import nn
 
 from bnprobe.errors import ArgumentError
 from bnprobe.schedule import Schedule
-from bnprobe.statistics import Measurement, Quantiles, Statistic
+from bnprobe.statistics import Measurement, Quantiles, Statistic, Track
 
 __all__ = ["as_tuple", "check", "describe"]
 
@@ -25,9 +25,9 @@ def check(model: Any, statistics: Sequence[Any], optimizers: Sequence[Any], scal
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     for one in statistics:
-        if isinstance(one, type) and issubclass(one, Statistic | Measurement):
+        if isinstance(one, type) and issubclass(one, Statistic | Measurement | Track):
             raise ArgumentError(f"statistics are instances: write {one.__name__}(), not {one.__name__}")
-        if not isinstance(one, Statistic | Measurement):
+        if not isinstance(one, Statistic | Measurement | Track):
             raise ArgumentError(f"statistics must come from bnprobe.statistics; got {one!r}")
     kinds = [type(one).__name__ for one in statistics]
     if len(set(kinds)) < len(kinds):
@@ -44,7 +44,7 @@ def check(model: Any, statistics: Sequence[Any], optimizers: Sequence[Any], scal
 
 
 def describe(
-    statistics: Sequence[Statistic | Measurement],
+    statistics: Sequence[Statistic | Measurement | Track],
     schedule: Schedule,
     optimizers: Sequence[torch.optim.Optimizer],
     sample: int,

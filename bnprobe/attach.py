@@ -25,10 +25,11 @@ from bnprobe.measuring import Measurer
 from bnprobe.ranks import leads, open_outlet, seed_of_rank
 from bnprobe.records import DEFAULT_LEVELS, Layer
 from bnprobe.schedule import Schedule, as_schedule
-from bnprobe.statistics import Gradients, Measurement, Moments, Quantiles, RunningGap, Saturation, Statistic
+from bnprobe.statistics import Gradients, Measurement, Moments, Quantiles, RunningGap, Saturation, Statistic, Track
 from bnprobe.statistics.sample import Sampler
 from bnprobe.statistics.weights import LearningRates, WeightNorms, by_holder
 from bnprobe.store import Run, Writer
+from bnprobe.tracking import Trackers
 
 __all__ = ["Probe", "attach"]
 
@@ -38,7 +39,7 @@ _FLUSH_STEPS, _FLUSH_BYTES, _FLUSH_SECONDS = 64, 8 * 2**20, 10.0
 
 def attach(
     model: nn.Module,
-    *statistics: Statistic | Measurement,
+    *statistics: Statistic | Measurement | Track,
     layers: LayerChoice = None,
     every: int | Schedule = 1,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
@@ -58,7 +59,7 @@ def attach(
         model: any module; DDP, FSDP and compiled wrappers are looked through.
         statistics: instances from :mod:`bnprobe.statistics`; none given: ``Moments``, ``Quantiles``, ``Gradients``,
             ``RunningGap`` and ``Saturation`` with their defaults. Measurements among them (``Spectra``) run passes of
-            their own, at the end of the steps that their own schedules name.
+            their own, and tracks (``WeightScale``) follow weights, at the steps that their own schedules name.
         layers: None for every normalization layer and every other leaf with parameters or a pointwise nonlinearity;
             else glob(s) on ``named_modules()`` paths, module class(es), or ``(name, module) -> bool``.
         every: record every so many steps, or a schedule ``step -> bool`` (:mod:`bnprobe.schedule`).
@@ -108,7 +109,7 @@ class Probe:
     def __init__(
         self,
         root: nn.Module,
-        statistics: Sequence[Statistic | Measurement],
+        statistics: Sequence[Statistic | Measurement | Track],
         find: Callable[[], list[Site]],
         schedule: Schedule,
         optimizers: Sequence[torch.optim.Optimizer],
@@ -124,6 +125,8 @@ class Probe:
         self._sampler = Sampler(sample, seed_of_rank(seed))
         self._collector = Collector([one for one in statistics if isinstance(one, Statistic)])
         self._measurer = Measurer(measurements, root, sites, self._optimizers, self._collector)
+        tracks = [one for one in statistics if isinstance(one, Track)]
+        self._trackers = Trackers(tracks, root, sites, self._optimizers, self._collector)
         gaps = any(isinstance(statistic, RunningGap) for statistic in statistics)
         self._reader = Reader(self._sampler, self._collector, gaps, self._forward_begins)
         norms = any(isinstance(one, Gradients) for one in statistics)
@@ -139,14 +142,14 @@ class Probe:
         self._by_hand = self._trained = False
         self._unwritten_steps, self._last_flush = 0, time.monotonic()
         settings = describe(statistics, schedule, self._optimizers, sample, seed)
-        layers = [site.describe() for site in (*sites, *self._measurer.others)]
+        layers = [site.describe() for site in (*sites, *self._others)]
         levels = next((one.levels for one in statistics if isinstance(one, Quantiles)), DEFAULT_LEVELS)
 
         def open_writer(path: Path, more: Mapping[str, Any]) -> Writer:
             return Writer(path, settings={**settings, **more}, layers=layers, levels=levels, start=start)
 
         self._outlet = open_outlet(out, open_writer, {**settings, "levels": levels}, [one.name for one in layers])
-        self._measurer.enabled = leads(self._outlet)
+        self._measurer.enabled = self._trackers.enabled = leads(self._outlet)
         self._reader.now = self._outlet.first_step
         self._reader.recording = bool(schedule(self.now))
         self.attached = True
@@ -194,6 +197,7 @@ class Probe:
         self._flush(complete=self.now - 1)
 
     def _flush(self, complete: int) -> None:
+        self._trackers.collect()
         with torch.no_grad():
             self._outlet.write(self._collector, complete)
         for name, reason in self._collector.failures.items():
@@ -217,6 +221,7 @@ class Probe:
             self._late = self._added()
             self.flush()
         finally:
+            self._trackers.end()
             self._outlet.close(next_step=self.now)
 
     def __enter__(self) -> "Probe":
@@ -247,21 +252,31 @@ class Probe:
             self._tick()
 
     def _tap(self, index: int) -> OptimizerTaps:
-        last = index == len(self._optimizers) - 1
         return OptimizerTaps(
-            self._optimizers[index], partial(self._before_update, index), self._stepped if last else lambda: None
+            self._optimizers[index], partial(self._update_begins, index), partial(self._updated, index)
         )
 
-    def _stepped(self) -> None:
-        """The last optimizer has stepped."""
-        if self._scaling is not None:
-            self._scaling.stepped()
-        self._tick()
+    def _update_begins(self, index: int, closure: bool) -> None:
+        """An optimizer is about to step; with a closure, its gradients are still to come."""
+        if index == len(self._optimizers) - 1:
+            self._end_skipped()
+        self._trackers.before(self.now, index, closure)
+        if not closure:
+            self._before_update(index)
+
+    def _updated(self, index: int, closure: bool) -> None:
+        """An optimizer has stepped."""
+        if closure:
+            self._before_update(index)
+        self._trackers.after(self.now, index)
+        if index == len(self._optimizers) - 1:
+            if self._scaling is not None:
+                self._scaling.stepped()
+            self._tick()
 
     def _before_update(self, index: int = 0) -> None:
         """The gradients are final: read the weights' norms and the learning rates."""
         if index == len(self._optimizers) - 1:
-            self._end_skipped()
             self._measurer.take(self.now)
         if not self._reader.recording:
             return
@@ -283,8 +298,10 @@ class Probe:
 
     def _tick(self) -> None:
         self._measurer.take(self.now)
+        if not self._optimizers:
+            self._trackers.ended(self.now)
         self._taps.step_done()
-        if self._reader.recording or self._measurer.took(self.now):
+        if self._reader.recording or self._measurer.took(self.now) or self._trackers.took(self.now):
             self._unwritten_steps += 1
             late = time.monotonic() - self._last_flush > _FLUSH_SECONDS
             if late or self._unwritten_steps >= _FLUSH_STEPS or self._collector.bytes >= _FLUSH_BYTES:
@@ -313,15 +330,22 @@ class Probe:
             )
             for site in self._sites
         ]
-        measurer = self._measurer
         inventory += [
-            site.describe(observed=site.name in measurer.measured, why=measurer.why(site.name))
-            for site in measurer.others
+            site.describe(
+                observed=site.name in self._measurer.measured | self._trackers.measured,
+                why="; ".join(one for one in (self._measurer.why(site.name), self._trackers.why(site.name)) if one),
+            )
+            for site in self._others
         ]
         inventory += [site.describe(why="it was added after attaching") for site in self._late]
         if inventory != self._inventory:
             self._inventory = inventory
             self._outlet.update_layers(inventory)
+
+    @property
+    def _others(self) -> list[Site]:
+        """Layers that are measured and not listened to."""
+        return list({site.name: site for site in (*self._measurer.others, *self._trackers.others)}.values())
 
     def _added(self) -> list[Site]:
         """Layers that would be listened to now and were not there, under their names, when the probe was attached."""
@@ -335,7 +359,11 @@ class Probe:
         observed = site.name in self._reader.observed
         graded = site.name in self._graded  # its weights had gradients, so something has used them
         why = self._reader.why.get(site.name, self._taps.why_silent(site, observed, graded))
-        more = (SCALED if self._scaled and observed else "", self._measurer.why(site.name))
+        more = (
+            SCALED if self._scaled and observed else "",
+            self._measurer.why(site.name),
+            self._trackers.why(site.name),
+        )
         return "; ".join(one for one in (why, *more) if one)
 
     @contextmanager

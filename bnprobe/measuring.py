@@ -13,7 +13,7 @@ from bnprobe.hooks.sites import Site
 from bnprobe.ranks.mail import world
 from bnprobe.statistics.measurement import Measurement, Occasion
 
-__all__ = ["Measurer"]
+__all__ = ["Measurer", "aside", "why_not_now", "why_not_readable"]
 
 
 class Measurer:
@@ -72,11 +72,11 @@ class Measurer:
         return "; ".join(f"{kind}: {reasons[name]}" for kind, reasons in self._why.items() if name in reasons)
 
     def _measure(self, measurement: Measurement, sites: Sequence[Site], step: int) -> None:
-        why_not = _why_not_now(self._root)
+        why_not = why_not_now(self._root)
         if why_not:
             self._failed(measurement, sites, step, why_not)
             return
-        with _aside():
+        with aside():
             readings = measurement.measure(Occasion(step, self._root, sites, self._optimizers))
         self._collector.add_readings(step, "train" if self._root.training else "eval", readings)
         self._why[type(measurement).__name__] = dict(readings.why)
@@ -90,7 +90,7 @@ class Measurer:
             warnings.warn(f"bnprobe could not measure {name} at step {step}: {why}", RuntimeWarning, stacklevel=4)
 
 
-def _why_not_now(root: nn.Module) -> str:
+def why_not_now(root: nn.Module) -> str:
     """Why passes of our own would do harm here; empty where they do not."""
     if torch._C._current_graph_task_id() != -1:
         return "the step ends inside of a backward pass"
@@ -98,12 +98,19 @@ def _why_not_now(root: nn.Module) -> str:
         return ""
     if any(isinstance(one, nn.SyncBatchNorm) and one.training for one in root.modules()):
         return "SyncBatchNorm would wait for the other ranks"
+    return why_not_readable(root)
+
+
+def why_not_readable(root: nn.Module) -> str:
+    """Why the weights that are here are not the model's; empty where they are."""
+    if world()[1] < 2:
+        return ""
     kinds = {type(one).__name__ for one in (*root.parameters(), *root.modules())}
     return "its weights are sharded over the ranks" if kinds & {"DTensor", "FullyShardedDataParallel"} else ""
 
 
 @contextmanager
-def _aside() -> Iterator[None]:
+def aside() -> Iterator[None]:
     """Out of sight of the user's dispatch modes (counters), and outside of autocast, which may be on where we are."""
     with ExitStack() as stack:
         if torch._C._len_torch_dispatch_stack():

@@ -25,8 +25,10 @@ MAY_IMPORT = {
     "listen": VOCABULARY | {"hooks", "statistics", "collect"},
     "ranks": VOCABULARY | {"store", "collect", "collected"},
     "measuring": VOCABULARY | {"hooks", "statistics", "collect", "ranks"},
+    "tracking": VOCABULARY | {"hooks", "statistics", "collect", "measuring"},
     "arguments": VOCABULARY | {"statistics"},
-    "attach": VOCABULARY | {"arguments", "hooks", "statistics", "store", "collect", "listen", "ranks", "measuring"},
+    "attach": VOCABULARY
+    | {"arguments", "hooks", "statistics", "store", "collect", "listen", "ranks", "measuring", "tracking"},
     "distances": VOCABULARY,
     "drift": VOCABULARY | {"store", "distances"},
     "plots": VOCABULARY | {"store", "distances", "drift"},
@@ -104,7 +106,7 @@ def test_hooks_are_registered_in_three_files_only():
 def test_analyses_use_public_names_only():
     public = {
         "", "distances", "plots", "records", "report", "report.page", "schedule", "statistics", "errors", "store",
-        "measures.jacobian.laws",
+        "measures.jacobian.laws", "measures.norm_dynamics",
     }  # fmt: skip
     for path in sorted((ROOT / "analyses").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):

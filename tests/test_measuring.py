@@ -157,9 +157,9 @@ def test_not_where_layers_wait_for_other_ranks(training, monkeypatch):
     monkeypatch.setattr(measuring, "world", lambda: (0, 2))
     model = nn.Sequential(nn.Linear(6, 4), nn.SyncBatchNorm(4)).train(training)
     why = "SyncBatchNorm would wait for the other ranks" if training else ""
-    assert measuring._why_not_now(model) == why
+    assert measuring.why_not_now(model) == why
     model.append(type("FullyShardedDataParallel", (nn.Identity,), {})())
-    assert measuring._why_not_now(model.eval()) == "its weights are sharded over the ranks"
+    assert measuring.why_not_now(model.eval()) == "its weights are sharded over the ranks"
 
 
 def test_only_the_rank_that_writes_the_run_measures(model, monkeypatch):

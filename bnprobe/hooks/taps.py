@@ -347,18 +347,17 @@ class Taps:
 class OptimizerTaps:
     """Hooks before and after an optimizer's ``step()``, until :meth:`remove`.
 
-    Where ``step`` is given a closure, the gradients are made inside it: then ``before`` is called after the step.
+    Both are told whether ``step`` is given a closure: then the gradients are made inside of it.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, before: Callable[[], None], after: Callable[[], None]) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, before: Callable[[bool], None], after: Callable[[bool], None]
+    ) -> None:
         def pre(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not _has_closure(args, kwargs):
-                before()
+            before(_has_closure(args, kwargs))
 
         def post(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if _has_closure(args, kwargs):
-                before()
-            after()
+            after(_has_closure(args, kwargs))
 
         self._handles = [optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post)]
 

@@ -14,6 +14,7 @@ from bnprobe.plots.recorded_spectrum import recorded_spectrum
 from bnprobe.plots.running_gap import running_gap
 from bnprobe.plots.saturation import saturation
 from bnprobe.plots.spectra import sorted_spectra, spectrum_over_training, spectrum_ridgeline
+from bnprobe.plots.weight_scale import weight_scale
 
 __all__ = [
     "before_after",
@@ -28,4 +29,5 @@ __all__ = [
     "sorted_spectra",
     "spectrum_over_training",
     "spectrum_ridgeline",
+    "weight_scale",
 ]

@@ -1,4 +1,7 @@
-"""What a probe can measure of each layer, one a file: streaming statistics, and measurements that run own passes."""
+"""What a probe can measure of each layer, one a file.
+
+Streaming statistics, measurements that run passes of their own, and tracks that follow weights through updates.
+"""
 
 from bnprobe.statistics.base import Observation, Statistic
 from bnprobe.statistics.gradient_shift import GradientShift
@@ -10,6 +13,8 @@ from bnprobe.statistics.quantiles import Quantiles
 from bnprobe.statistics.running_gap import RunningGap
 from bnprobe.statistics.saturation import Saturation
 from bnprobe.statistics.spectra import Spectra
+from bnprobe.statistics.track import Track
+from bnprobe.statistics.weight_scale import WeightScale
 
 __all__ = [
     "GradientShift",
@@ -25,4 +30,6 @@ __all__ = [
     "Saturation",
     "Spectra",
     "Statistic",
+    "Track",
+    "WeightScale",
 ]

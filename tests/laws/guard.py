@@ -87,7 +87,11 @@ def guarded(monkeypatch):
         ):
             register = getattr(where, name)
             patch.setattr(where, name, lambda hook, register=register, **more: register(guard.wrap(hook), **more))
-        for place, name in ((torch.Tensor, "register_hook"), (torch.optim.Optimizer, "register_step_pre_hook")):
+        for place, name in (
+            (torch.Tensor, "register_hook"),
+            (torch.optim.Optimizer, "register_step_pre_hook"),
+            (torch.optim.Optimizer, "register_step_post_hook"),
+        ):
             patch.setattr(place, name, _registering(getattr(place, name), guard))
         # It would take our dispatch mode away.
         patch.setattr(bnprobe.hooks.taps, "_undisturbed", lambda tell, *shown: tell(*shown))

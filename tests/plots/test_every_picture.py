@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from report.believable_run import with_measurements, with_spectra
+from report.believable_run import with_measurements, with_spectra, with_weights
 
 from bnprobe import plots
 from bnprobe.errors import RunError
@@ -28,6 +28,9 @@ OF_SPECTRA = {
         with_spectra(run, VALUES, whole=False), run.layers["name"][0], ax
     ),
 }
+OF_SPECTRA["weight_scale"] = lambda run, ax: plots.weight_scale(
+    with_weights(run), None if ax is None else [ax, Figure().subplots()]
+)[0]
 OF_RUNS = {
     "percentiles": lambda run, ax: plots.percentiles(run, run.layers["name"][2], ax=ax),
     "drift_map": lambda run, ax: plots.drift_map(run, ax=ax),

@@ -187,3 +187,25 @@ def with_measurements(run: Run, steps: Sequence[int] = range(0, 60, 10)) -> Run:
         }
         writer.append(build_table(records, placed))
     return Run(directory)
+
+
+def with_weights(run: Run, *, steps: int = 240, layers: int = 3) -> Run:
+    """A run beside another one, with norms and angles of its first layers' weights on their way to equilibrium."""
+    directory = run.path.with_name(f"{run.path.name}-weights-{steps}-{layers}")
+    if directory.exists():
+        return Run(directory)
+    inventory_ = [Layer(name, "Linear", "linear", observed=True) for name in run.layers["name"][:layers]]
+    cells = [(step, index) for step in range(steps) for index in range(layers)]
+    records = [Record(step, "train", inventory_[index].name, 0, "weight", 100) for step, index in cells]
+    step, index = np.array(cells, np.float64).T
+    noise = np.random.default_rng(0).normal(size=(2, len(cells)))
+    made = {
+        "weight_norm": (index + 1) * (1 + np.exp(-step / 40)),
+        "equilibrium_norm": (index + 1) * np.exp(0.1 * noise[0]),
+        "angular_update": 0.01 * (1 - 0.5 * np.exp(-step / 40)) * np.exp(0.1 * noise[1]),
+        "equilibrium_angle": np.full(len(cells), 0.01),
+    }
+    every = np.arange(len(cells))
+    with Writer(directory, settings={}, layers=inventory_, levels=LEVELS) as writer:
+        writer.append(build_table(records, {k: [Placed(every, Measured(v, COMPUTED))] for k, v in made.items()}))
+    return Run(directory)
