@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "measuring": VOCABULARY | {"hooks", "statistics", "collect", "ranks"},
     "arguments": VOCABULARY | {"statistics"},
     "attach": VOCABULARY | {"arguments", "hooks", "statistics", "store", "collect", "listen", "ranks", "measuring"},
+    "testing": VOCABULARY | {"hooks", "measures"},
     "distances": VOCABULARY,
     "drift": VOCABULARY | {"store", "distances"},
     "plots": VOCABULARY | {"store", "distances", "drift"},

@@ -1,0 +1,29 @@
+"""How many examples each law is tried on: profiles of hypothesis, by the names ``bnprobe`` and ``bnprobe-fast``."""
+
+from hypothesis import HealthCheck, settings
+
+__all__ = ["for_law"]
+
+# Ours: a run of one layer takes under a minute with the first and under ten seconds with the second.
+_EXAMPLES = {"bnprobe": 30, "bnprobe-fast": 5}
+
+for _name, _count in _EXAMPLES.items():
+    settings.register_profile(
+        _name,
+        max_examples=_count,
+        deadline=None,  # the first call of a kernel may compile it
+        database=None,  # laws share one test function, and so one key
+        print_blob=True,
+        report_multiple_bugs=False,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+    )
+
+
+def for_law(profile: str | None, at_most: int | None) -> settings:
+    """Settings of one law: those of the profile, or of the profile of the kit that is loaded, else ``bnprobe``."""
+    if profile is None:
+        loaded = settings.get_current_profile_name()
+        profile = loaded if loaded in _EXAMPLES else "bnprobe"
+    chosen = settings.get_profile(profile)
+    count = chosen.max_examples if at_most is None else min(at_most, chosen.max_examples)
+    return settings(chosen, max_examples=count, database=None)

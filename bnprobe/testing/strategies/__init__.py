@@ -1,0 +1,13 @@
+"""What to try layers and models on, for hypothesis: batches, factors, orders, layers, networks, loaders, labels.
+
+All shrink to small examples, and print as code that makes them again.
+"""
+
+from bnprobe.testing.strategies.batch import Batch, tensor
+from bnprobe.testing.strategies.batches import batches, recipes
+from bnprobe.testing.strategies.kinds import KINDS
+from bnprobe.testing.strategies.layouts import LAYOUTS
+from bnprobe.testing.strategies.permutations import permutations
+from bnprobe.testing.strategies.scales import scales
+
+__all__ = ["KINDS", "LAYOUTS", "Batch", "batches", "permutations", "recipes", "scales", "tensor"]
