@@ -43,7 +43,7 @@ def checks_of_models(
 
 def check_model(
     make_model: _Make,
-    inputs: Any,
+    inputs: Any = None,
     *,
     loss: Loss | None = None,
     expected_failures: Mapping[str, str] | None = None,
@@ -55,10 +55,11 @@ def check_model(
 
     Args:
         make_model: ``() -> module``, a fresh one each time; or a module, which is copied and left as it is.
-        inputs: what it is fed: a strategy of hypothesis (:func:`bnprobe.testing.strategies.recipes` prints best), or one
-            input: a tensor, a recipe, a tuple of positional or a mapping of keyword arguments.
-        loss: ``(model, batch) -> scalar`` whose gradients are compared; then ``inputs`` are batches as it takes them, and
-            the first part of a pair is the model's input. Default: a random linear function of the outputs.
+        inputs: what it is fed: a strategy of hypothesis (:func:`bnprobe.testing.strategies.recipes` prints best), or
+            one input: a tensor, a recipe, a tuple of positional or a mapping of keyword arguments. Default: Gaussian
+            and other batches of the shape that the model's first layer wants.
+        loss: ``(model, batch) -> scalar`` whose gradients are compared; then ``inputs`` are batches as it takes them,
+            and the first part of a pair is the model's input. Default: a random linear function of the outputs.
         expected_failures: by name of the law, why it is known not to hold. A law that holds nevertheless is a failure.
         only: names of the laws to check; default all.
         profile: as of :func:`bnprobe.testing.check_norm_layer`.
@@ -89,7 +90,7 @@ def check_model(
 
 def model_checks(
     make_model: _Make,
-    inputs: Any,
+    inputs: Any = None,
     *,
     loss: Loss | None = None,
     expected_failures: Mapping[str, str] | None = None,

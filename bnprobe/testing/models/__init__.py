@@ -5,11 +5,11 @@ Called with a :class:`bnprobe.testing.models.Model` and an input of one's own, o
 """
 
 from bnprobe.testing.models.buffers import batch_statistics_once, evaluation_changes_nothing
-from bnprobe.testing.models.evaluation import batch_mates, batch_size, pooled_moments, sample_order
+from bnprobe.testing.models.evaluation import batch_mates, batch_size, order_of_samples, pooled_moments
 from bnprobe.testing.models.model import Model
 from bnprobe.testing.models.registry import MODEL_LAWS
-from bnprobe.testing.models.ways import checkpointed, compiled, spectra_finite
-from bnprobe.testing.models.weights import weight_scale
+from bnprobe.testing.models.ways import checkpointed, compiled_model, spectra_finite
+from bnprobe.testing.models.weights import scale_invariant_weights
 
 __all__ = [
     "MODEL_LAWS",
@@ -18,10 +18,10 @@ __all__ = [
     "batch_size",
     "batch_statistics_once",
     "checkpointed",
-    "compiled",
+    "compiled_model",
     "evaluation_changes_nothing",
+    "order_of_samples",
     "pooled_moments",
-    "sample_order",
+    "scale_invariant_weights",
     "spectra_finite",
-    "weight_scale",
 ]

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnprobe.hooks.sites import Site
 from bnprobe.testing.models.model import Model, batch_norms, counter_of, samples_of
@@ -24,12 +25,14 @@ def _pass(model: Model, module: nn.Module, batch: Any) -> None:
 
 @model_law()
 def evaluation_changes_nothing(model: Model, x: Any) -> None:
-    """In evaluation mode a forward and a backward change no buffer and no parameter, and leave every module in that mode.
+    """In evaluation mode forward and backward change no buffer and no parameter, and leave every module in that mode.
 
     Broken by a batch norm that keeps updating its running statistics, by counters and moving averages of one's own.
     """
     module = model.fresh(training=False)
     batch = model.batch(x, module)
+    awake = [site.name for site in batch_norms(module) if site.module.training]
+    require(not awake, f"eval() leaves batch norms in training mode: {', '.join(awake)}")
     before = {name: one.detach().clone() for name, one in module.state_dict(keep_vars=True).items()}
     modes = {name: one.training for name, one in module.named_modules()}
     _pass(model, module, batch)
@@ -44,9 +47,9 @@ def evaluation_changes_nothing(model: Model, x: Any) -> None:
 def batch_statistics_once(model: Model, x: Any) -> None:
     """In training mode a forward and backward move the running statistics of every batch norm once, by its momentum.
 
-    A layer that the model itself keeps in evaluation mode (frozen) is left out. Broken by activation checkpointing, which
-    runs the forward again; by a layer that is called twice (shared) or never; by a layer that keeps no statistics though
-    it has buffers for them.
+    A layer that the model itself keeps in evaluation mode (frozen) is left out. Broken by activation checkpointing,
+    which runs the forward again; by a layer that is called twice (shared) or never; by a layer that keeps no
+    statistics though it has buffers for them.
     """
     module = model.fresh(training=True)
     batch = model.batch(x, module)
@@ -68,8 +71,13 @@ def batch_statistics_once(model: Model, x: Any) -> None:
 
 
 def _by_momentum(model: Model, x: Any, norms: list[Site]) -> None:
-    """A layer whose momentum is 1 has the batch's own statistics after one forward, and only the momentum of them else."""
-    names = [site.name for site in norms if isinstance(site.module.momentum, float) and 0 < site.module.momentum < 1]
+    """With momentum 1 a layer has the batch's own statistics after one forward; with another, that share of them."""
+    names = [
+        site.name for site in norms
+        # Of other layers with a counter not: what they return in training may depend on the momentum.
+        if (isinstance(site.module, _BatchNorm) or counter_of(site) is None)
+        and isinstance(site.module.momentum, float) and 0 < site.module.momentum < 1
+    ]  # fmt: skip
     ends = []
     for momentum in (None, 1.0):
         module = model.fresh(training=True)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from bnprobe.hooks.outputs import outputs_at
 from bnprobe.testing.models.model import Model, counter_of, samples_of, take, with_batch_statistics
 from bnprobe.testing.models.registry import model_law
-from bnprobe.testing.properties.broken import NotApplicable, compare
+from bnprobe.testing.properties.broken import NotApplicable, compare, require
 
-__all__ = ["batch_mates", "batch_size", "pooled_moments", "sample_order"]
+__all__ = ["batch_mates", "batch_size", "order_of_samples", "pooled_moments"]
 
 
 def _evaluated(model: Model, x: Any) -> tuple[nn.Module, Any, list[Tensor], list[float], str, int]:
@@ -28,8 +28,7 @@ def _evaluated(model: Model, x: Any) -> tuple[nn.Module, Any, list[Tensor], list
 
 def _compare(what: str, got: list[Tensor], want: list[Tensor], bounds: list[float], why: str) -> None:
     for i, (mine, other, bound) in enumerate(zip(got, want, bounds, strict=True)):
-        if mine.shape == other.shape or mine.ndim == other.ndim:
-            compare(f"output {i} {what}" if len(got) > 1 else f"output {what}", mine, other, bound, why)
+        compare(f"output {i} {what}" if len(got) > 1 else f"output {what}", mine, other, bound, why)
 
 
 def _with_samples(outputs: list[Tensor], n: int) -> list[int]:
@@ -54,26 +53,27 @@ def batch_mates(model: Model, x: Any) -> None:
 def batch_size(model: Model, x: Any) -> None:
     """In evaluation mode samples one by one, and in two parts, give what they give together.
 
-    Broken by what :func:`batch_mates` is broken by, and by shapes that are special-cased: a ``squeeze()`` that takes the
-    axis of samples away, a reshape with a fixed batch size.
+    Broken by what :func:`batch_mates` is broken by, and by shapes that are special-cased: a ``squeeze()`` that takes
+    the axis of samples away, a reshape with a fixed batch size.
     """
     module, batch, every, bounds, why, n = _evaluated(model, x)
     parts = {"one by one": [torch.tensor([i]) for i in range(n)]}
     if n > 2:
-        parts["in two parts"] = list(torch.arange(n).split(n // 2 + 1))
+        parts["in two parts"] = list(torch.split(torch.arange(n), n // 2 + 1))
     with torch.no_grad():
         for what, indices in parts.items():
             pieces = [model.outputs(module, take(batch, index)) for index in indices]
             for i in _with_samples(every, n):
-                shapes = {piece[i].shape[1:] for piece in pieces if piece[i].ndim}
-                compare(f"output {what}, first axes", torch.tensor([float(piece[i].ndim) for piece in pieces]),
-                        torch.full((len(pieces),), float(every[i].ndim)), 0.0, "number of axes")  # fmt: skip
-                if shapes == {every[i].shape[1:]}:
-                    _compare(what, [torch.cat([piece[i] for piece in pieces])], [every[i]], [bounds[i]], why)
+                whole = every[i].shape[1:]
+                for piece in pieces:
+                    shape = tuple(piece[i].shape)
+                    require(shape[1:] == whole and len(shape) > 0, f"output {i} {what} has the shape {shape}, together "
+                            f"{tuple(every[i].shape)}")  # fmt: skip
+                _compare(what, [torch.cat([piece[i] for piece in pieces])], [every[i]], [bounds[i]], why)
 
 
 @model_law()
-def sample_order(model: Model, x: Any) -> None:
+def order_of_samples(model: Model, x: Any) -> None:
     """In evaluation mode samples in another order give the same outputs in that order.
 
     Broken by what depends on the place in the batch: ghost batches, a state that is carried from sample to sample.

@@ -16,6 +16,7 @@ from bnprobe.hooks.sites import Site, find_sites, unwrap
 from bnprobe.hooks.tensors import tensors_in, with_tensors
 from bnprobe.measures.loss import Loss
 from bnprobe.testing.likes import Like
+from bnprobe.testing.models.inputs import inputs_for
 from bnprobe.testing.oracles.reference import wide
 from bnprobe.testing.properties.broken import NotApplicable
 from bnprobe.testing.strategies.batch import Batch
@@ -34,9 +35,10 @@ class Model:
 
     Attributes:
         make: ``() -> module``, a fresh one each time; or a module, which is then copied.
-        inputs: of the laws: a strategy of hypothesis, or one input. An input is a tensor, a recipe
-            (:class:`bnprobe.testing.strategies.Batch`), a tuple of positional or a mapping of keyword arguments. With
-            ``loss`` it is a batch as the loss takes it, and the model's own input is the first part of a pair.
+        inputs: of the laws: None for batches in the shape that the first layer wants; a strategy of hypothesis, or one
+            input. An input is a tensor, a recipe (:class:`bnprobe.testing.strategies.Batch`), a tuple of positional or
+            a mapping of keyword arguments. With ``loss`` it is a batch as the loss takes it, and the model's own input
+            is the first part of a pair.
         loss: ``(model, batch) -> scalar``, for gradients; None: a random linear function of the outputs.
         name: for messages; default the class's name.
     """
@@ -62,7 +64,13 @@ class Model:
 
     @property
     def strategy(self) -> SearchStrategy[Any]:
-        """Of inputs."""
+        """Of inputs.
+
+        Raises:
+            ArgumentError: none are given, and what the model takes cannot be guessed.
+        """
+        if self.inputs is None:
+            return inputs_for(self.fresh(training=False))
         return self.inputs if isinstance(self.inputs, SearchStrategy) else st.just(self.inputs)
 
     def fresh(self, *, training: bool) -> nn.Module:
@@ -92,7 +100,7 @@ class Model:
         Raises:
             NotApplicable: there is none.
         """
-        args, kwargs = arguments_of(self._own(batch))
+        args, kwargs = arguments_of(self.own(batch))
         found = [one for _, one in tensors_in(module(*args, **kwargs)) if one.is_floating_point()]
         if not found:
             raise NotApplicable("the model returns no floating-point tensor")
@@ -112,7 +120,7 @@ class Model:
         """Of the loss, by parameter; those that it does not reach are missing."""
         # With a gradient at the input: a first layer whose input wants none may be the end of the process
         # (torch's group norm of channels_last on the CPU).
-        leaves = with_tensors(batch, lambda one: one.requires_grad_() if one.is_floating_point() else one)
+        leaves = with_tensors(batch, _leaf)
         loss = self.scalar(module, leaves)
         if not loss.requires_grad:
             raise NotApplicable("the loss has no gradient")
@@ -120,7 +128,7 @@ class Model:
         return {name: one.grad for name, one in module.named_parameters() if one.grad is not None}
 
     def rounding(
-        self, x: Any, got: list[Tensor], prepare: Callable[[nn.Module], Any] = lambda module: None
+        self, x: Any, got: list[Tensor], prepare: Callable[[nn.Module], Any] = lambda _: None
     ) -> tuple[list[float], str]:
         """How far each output may be off by rounding alone, and why.
 
@@ -142,10 +150,13 @@ class Model:
         off = [_largest(wide(a) - wide(b)) for a, b in zip(got, exact, strict=True)]
         least = [_TIMES * roundoff(one.dtype) * size for one, size in zip(got, sizes, strict=True)]
         bounds = [_TIMES * a + b for a, b in zip(off, least, strict=True)]
-        return bounds, f"{_TIMES} times what this batch's outputs are off those in double precision, {max(off):.2g}, + {_TIMES} u"
+        return (
+            bounds,
+            f"{_TIMES} times what this batch's outputs are off those in double precision, {max(off):.2g}, + {_TIMES} u",
+        )
 
-    def _own(self, batch: Any) -> Any:
-        """What the model is called with."""
+    def own(self, batch: Any) -> Any:
+        """The model's own input: the first part of a pair where there is a loss, else the batch."""
         pair = self.loss is not None and isinstance(batch, tuple | list) and len(batch) == 2
         return batch[0] if pair else batch
 
@@ -206,6 +217,11 @@ def _made(x: Any) -> Any:
     return x
 
 
+def _leaf(one: Tensor) -> Tensor:
+    """With a gradient; a copy, as a layer may write into it."""
+    return one.detach().requires_grad_().clone() if one.is_floating_point() else one
+
+
 def _double(one: Tensor) -> Tensor:
     return one.double() if one.is_floating_point() else one
 
@@ -218,5 +234,5 @@ def _largest(difference: Tensor) -> float:
 
 def _prints(make: Any) -> bool:
     """Whether its ``repr`` is code, as of recipes."""
-    own = type(make).__repr__ is not object.__repr__
-    return own and not isinstance(make, nn.Module) and not hasattr(make, "__qualname__")
+    own: Any = type(make).__repr__
+    return own is not object.__repr__ and not isinstance(make, nn.Module) and not hasattr(make, "__qualname__")

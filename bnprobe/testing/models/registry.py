@@ -4,8 +4,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-import torch
 from hypothesis.errors import HypothesisException
+from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
 from bnprobe.errors import BnprobeError, LawBrokenError
@@ -47,12 +47,16 @@ def model_law(at_most: int | None = None) -> Callable[[_Check], _Check]:
             finally:
                 streams.restore()
 
-        MODEL_LAWS[function.__name__] = Law(
-            function.__name__, check, ("batch_norm",), {"x": lambda model: model.strategy}, at_most=at_most
-        )
+        MODEL_LAWS[function.__name__] = Law(function.__name__, check, ("batch_norm",), {"x": _inputs}, at_most=at_most)
         return check
 
     return decorate
+
+
+def _inputs(model: Any) -> SearchStrategy[Any]:
+    """Of a :class:`Model`; a law's own type speaks of a layer."""
+    strategy: SearchStrategy[Any] = model.strategy
+    return strategy
 
 
 def _message(name: str, model: Model, x: Any, text: str) -> str:

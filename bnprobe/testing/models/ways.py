@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bnprobe.errors import NotMeasuredError
@@ -15,7 +15,7 @@ from bnprobe.testing.models.model import Model, samples_of, with_batch_statistic
 from bnprobe.testing.models.registry import model_law
 from bnprobe.testing.properties.broken import Broken, NotApplicable, compare, require
 
-__all__ = ["checkpointed", "compiled", "spectra_finite"]
+__all__ = ["checkpointed", "compiled_model", "spectra_finite"]
 
 _VALUES = 2  # largest singular values; ours: finite ones need no more
 
@@ -42,13 +42,15 @@ def _compare(model: Model, x: Any, other: Callable[[nn.Module], nn.Module], what
             outputs = model.outputs(run, model.batch(x, module))
         torch.manual_seed(0)
         module = model.fresh(training=training)
+        run = wrap(module)
         try:
-            gradients = model.gradients(wrap(module), model.batch(x, module))
+            gradients = model.gradients(run, model.batch(x, module))
         except NotApplicable:
             gradients = {}
-        results.append((outputs, {name.removeprefix("module."): one for name, one in gradients.items()}))
+        inside = "module." if isinstance(run, _Run) else ""
+        results.append((outputs, {name.removeprefix(inside): one for name, one in gradients.items()}))
     (want, wanted), (got, gradients) = results
-    bounds, why = model.rounding(x, want, with_batch_statistics if training else lambda module: None)
+    bounds, why = model.rounding(x, want, with_batch_statistics if training else lambda _: None)
     mode = "training" if training else "evaluation"
     for i, (one, usual, bound) in enumerate(zip(got, want, bounds, strict=True)):
         compare(f"output {i} {what} in {mode}", one, usual, bound, why)
@@ -62,7 +64,7 @@ def _compare(model: Model, x: Any, other: Callable[[nn.Module], nn.Module], what
 
 
 @model_law(at_most=1)
-def compiled(model: Model, x: Any) -> None:
+def compiled_model(model: Model, x: Any) -> None:
     """torch.compile (without code generation) gives the outputs and gradients of the model itself, in both modes.
 
     Broken by Python side effects and branches on values that tracing fixes.
@@ -90,7 +92,7 @@ def compiled(model: Model, x: Any) -> None:
 
 @model_law(at_most=3)
 def checkpointed(model: Model, x: Any) -> None:
-    """Recomputing activations in the backward (torch.utils.checkpoint) gives the outputs and gradients of the model itself.
+    """Recomputing activations in the backward (torch.utils.checkpoint) gives the model's own outputs and gradients.
 
     Running statistics are left out: the second forward moves them once more, with every batch norm of torch
     (:func:`batch_statistics_once` sees it in a model that recomputes). Broken by what makes the second forward differ
@@ -116,8 +118,8 @@ def checkpointed(model: Model, x: Any) -> None:
 def spectra_finite(model: Model, x: Any) -> None:
     """The singular values of the Jacobian from input to output are finite in both modes, and not all 0.
 
-    Broken by a channel without variance before a batch norm (1 / root eps each), which overflows over many layers; by an
-    activation that is dead for all samples; by a NaN that the forward hides.
+    Broken by a channel without variance before a batch norm (1 / root eps each), which overflows over many layers; by
+    an activation that is dead for all samples; by a NaN that the forward hides.
     """
     for training in (False, True):
         module = model.fresh(training=training)
@@ -125,13 +127,13 @@ def spectra_finite(model: Model, x: Any) -> None:
         if training and samples_of(batch) < 2:
             return
         mode = "training" if training else "evaluation"
-        args, kwargs = arguments_of(model._own(batch))
+        args, kwargs = arguments_of(model.own(batch))
         try:
             values: Any = spectrum(module, kwargs or args, k=_VALUES).values
         except NotMeasuredError as error:
             if "finite" in str(error):
                 raise Broken(f"in {mode} mode the spectrum is not finite: {error}") from error
             raise NotApplicable(f"no spectrum: {error}") from error
-        largest = float(Tensor(values).max()) if not isinstance(values, Tensor) else float(values.max())
+        largest = float(values.max())
         require(math.isfinite(largest), f"in {mode} mode the largest singular value is {largest}")
         require(largest > 0, f"in {mode} mode no output depends on the input: all singular values are 0")

@@ -12,7 +12,7 @@ from bnprobe.testing.models.registry import model_law
 from bnprobe.testing.oracles.reference import wide
 from bnprobe.testing.properties.broken import NotApplicable, compare
 
-__all__ = ["weight_scale"]
+__all__ = ["scale_invariant_weights"]
 
 _TINY = 1e-30  # an eps that no variance of interest sees
 _WEIGHTS = 16  # ours: as many weights, spread over the depth, as keep the check of a deep net under a few seconds
@@ -20,12 +20,12 @@ _FACTOR = 2.0  # a power of two: scaling by it rounds nothing
 
 
 @model_law(at_most=2)
-def weight_scale(model: Model, x: Any) -> None:
+def scale_invariant_weights(model: Model, x: Any) -> None:
     """Doubling a scale-invariant weight, in training, is the same as a quarter of the eps of the batch norm behind it.
 
-    Scale-invariant is a weight (with its bias) whose doubling changes no output where eps is 0; the batch norms behind it
-    are those whose batch variance it makes four times as large. Exactly, for every eps: BN(2x; eps) = BN(x; eps / 4).
-    Broken by an eps that is added outside of the root, or twice; by a clamp on the variance.
+    Scale-invariant is a weight (with its bias) whose doubling changes no output where eps is 0; the batch norms behind
+    it are those whose batch variance it makes four times as large. Exactly, for every eps: BN(2x; eps) = BN(x; eps /
+    4). Broken by an eps that is added outside of the root, or twice; by a clamp on the variance.
     """
     module = model.fresh(training=False)
     try:
@@ -49,7 +49,7 @@ def weight_scale(model: Model, x: Any) -> None:
         _set_eps(module, eps)
         got = _scaled(model, x, module, site.module)
         with_less = float(max((one.abs().max() for one in want if one.numel()), default=torch.zeros(())))
-        # Both runs are the same operations on numbers that differ by powers of two, up to the root's and the sum's ends.
+        # Both runs are the same operations on numbers that differ by powers of two.
         for one, other in zip(got, want, strict=True):
             why = "2^-30 of the largest: half of the digits of double precision are left to conditioning"
             compare(f"output with {site.name} doubled", one, other, 2.0**-30 * with_less, why)
@@ -65,7 +65,7 @@ def _outputs(model: Model, x: Any, module: nn.Module) -> list[Tensor]:
 
 def _scaled(model: Model, x: Any, module: nn.Module, layer: nn.Module) -> list[Tensor]:
     """Outputs with a layer's own parameters doubled; afterwards they are as before."""
-    own = [one for one in layer.parameters(recurse=False)]
+    own = list(layer.parameters(recurse=False))
     with torch.no_grad():
         for one in own:
             one.mul_(_FACTOR)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bnprobe.errors import ArgumentError
 from bnprobe.testing.pitfalls.chance import require_distribution
-from bnprobe.testing.pitfalls.layer import Layer, Make, layer_of
+from bnprobe.testing.pitfalls.layer import Make, layer_of
 from bnprobe.testing.pitfalls.registry import RATE, pitfall
 from bnprobe.testing.properties.broken import compare, require
 
@@ -70,6 +70,6 @@ def accumulation(
 
 def _f(outputs: Tensor) -> "np.ndarray[tuple[int, ...], np.dtype[np.float64]]":
     """Of each repeat and channel, from ``[R, k, m, C]``."""
-    parts, samples = outputs.shape[1:3]
+    samples = outputs.shape[2]
     of_means = samples * outputs.mean(2).var(1)
     return (of_means / outputs.var(2).mean(1)).numpy()

@@ -12,7 +12,7 @@ __all__ = ["alternating_domains", "two_domain_moments"]
 
 
 def two_domain_moments(distance: float, variances: tuple[float, float]) -> dict[str, tuple[float, float]]:
-    """What evaluation makes of two domains whose batches took turns (after Irpan 2017), and whose means lie so far apart.
+    """What evaluation makes of two domains whose batches took turns (after Irpan 2017), their means so far apart.
 
     Returns:
         ``running``: mean, counted from the midpoint, and variance that the buffers end with; ``pooled``: those of the
@@ -38,7 +38,7 @@ def alternating_domains(
     seed: int = 0,
     rate: float = RATE,
 ) -> None:
-    r"""Where batches of two domains take turns, the running variance is the mean of theirs: their distance d is missing.
+    r"""Where batches of two domains take turns, the running variance is the mean of theirs: their distance is missing.
 
     The running mean is the midpoint, the running variance :math:`(v_1 + v_2) / 2` where the data have that and
     :math:`d^2 / 4`. So evaluation gives domain k the mean :math:`\pm d / (2 \sqrt{(v_1 + v_2) / 2})` and the variance

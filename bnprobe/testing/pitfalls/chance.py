@@ -12,7 +12,7 @@ __all__ = ["between", "require_between", "require_distribution"]
 
 
 def between(law: Any, rate: float) -> tuple[float, float]:
-    """An interval that a draw from a distribution of scipy leaves with probability ``rate``, half of it on each side."""
+    """An interval that a draw from a distribution of scipy leaves with probability ``rate``, half on each side."""
     return float(law.ppf(rate / 2)), float(law.isf(rate / 2))
 
 
@@ -52,5 +52,6 @@ def require_distribution(what: str, values: NDArray[np.float64], law: Any, rate:
         return
     raise Broken(
         f"{what}: {values.size} values with mean {values.mean():.6g}; the law gives {float(law.mean()):.6g}\n"
-        f"misfit: distribution functions {result.statistic:.3g} apart, p-value {result.pvalue:.2g} below {rate:.1g}: {why}"
+        f"misfit: distribution functions {result.statistic:.3g} apart, "
+        f"p-value {result.pvalue:.2g} below {rate:.1g}: {why}"
     )

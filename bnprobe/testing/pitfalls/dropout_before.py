@@ -15,7 +15,7 @@ __all__ = ["dropout_before", "variance_behind_dropout"]
 
 
 def variance_behind_dropout(keep: float, mean: float, variance: float) -> float:
-    """Of a value with this mean and variance, kept with probability ``keep`` and then divided by it (X. Li et al. 2019).
+    """Of a value with this mean and variance, kept with probability ``keep`` and divided by it (X. Li et al. 2019).
 
     In evaluation the variance is ``variance``: less than the running one that divides it.
 
@@ -42,8 +42,8 @@ def dropout_before(
     r"""Dropout before the layer makes the running variance (c^2 + v) / p - c^2, where evaluation has the variance v.
 
     Values have mean c and variance v and are kept with probability p. So evaluation's outputs have variance
-    :math:`v / ((c^2 + v) / p - c^2)` where training's have 1. Broken by a dropout that keeps too many or does not divide
-    by p, by one that drops in evaluation, by wrong buffers.
+    :math:`v / ((c^2 + v) / p - c^2)` where training's have 1. Broken by a dropout that keeps too many or does not
+    divide by p, by one that drops in evaluation, by wrong buffers.
 
     Null law: half of the values are :math:`c + \sqrt v`, half :math:`c - \sqrt v`; how many of each are kept is
     binomial, and both numbers follow from the buffers. (A value that is 0 cannot be seen to be dropped.)
@@ -87,8 +87,8 @@ def dropout_before(
         if not bounds[0] - 0.01 <= kept <= bounds[1] + 0.01:
             raise Broken(
                 f"running variance is {second - first**2:.6g}, the law gives {law:.6g}\n"
-                f"misfit {abs(second - first**2 - law):.3g}; so of {count // 2} values {value:.3g} {kept:.6g} were kept "
-                f"and divided by {keep:.3g}, tolerance {bounds[0]:.0f} to {bounds[1]:.0f}: binomial"
+                f"misfit {abs(second - first**2 - law):.3g}; so of {count // 2} values {value:.3g} {kept:.6g} were "
+                f"kept and divided by {keep:.3g}, tolerance {bounds[0]:.0f} to {bounds[1]:.0f}: binomial"
             )
     evaluated = layer.evaluate(x, means.mean(0), torch.tensor([second - first**2]))
     got, want = float(evaluated.var(correction=0)), variance / (second - first**2 + layer.eps)

@@ -55,19 +55,21 @@ def batches_are_exchangeable(
     r"""A loader puts samples together at random: no batch has more of one class than chance gives it.
 
     Where batches are of one class or one domain, or from a small shuffle buffer over sorted data, running statistics
-    miss what lies between batches (:func:`sorted_batches`), and evaluation does not fit training.
+    miss what lies between batches (:func:`sorted_batches`), and evaluation does not fit training. Broken by data
+    sorted by class or source and not shuffled, by a shuffle buffer that is small beside the data, by a batch for each
+    domain.
 
     Null law: given which samples an epoch has, all orders are equally likely, and so each batch's counts of classes,
     given what is left of the epoch, have the multivariate hypergeometric distribution. The evidence is the product over
-    batches of the likelihood ratio of clumped batches (Dirichlet-multinomial, a mixture of four concentrations) to that.
-    Its mean in random order is at most 1, so by Markov's inequality it exceeds 1 / rate with probability at most
+    batches of the likelihood ratio of clumped batches (Dirichlet-multinomial, a mixture of four concentrations) to
+    that. Its mean in random order is at most 1, so by Markov's inequality it exceeds 1 / rate with probability at most
     ``rate``, for any classes and sizes of batches. Batches that are more alike than chance (stratified) pass.
 
     Args:
         loader: yields batches; one epoch of it is used.
-        by: batch -> one number a sample. Integers are classes, other numbers are cut into four at the quartiles. Default:
-            the second part of the batch (or ``labels``, ``label``, ``targets``, ``target``, ``y`` of a mapping) where it
-            has one number a sample, else the mean of each sample's first tensor.
+        by: batch -> one number a sample. Integers are classes, other numbers are cut into four at the quartiles.
+            Default: the second part of the batch (or ``labels``, ``label``, ``targets``, ``target``, ``y`` of a
+            mapping) where it has one number a sample, else the mean of each sample's first tensor.
         batches: at most so many of the epoch; default all.
         rate: how often chance alone may fail a loader that mixes.
 
@@ -199,7 +201,9 @@ def _first(batch: Any) -> Tensor:
     for _, tensor in tensors_in(batch):
         if tensor.ndim:
             return tensor
-    raise ArgumentError(f"a batch of the loader holds no tensor of samples: {type(batch).__name__}; by= or key= names them")
+    raise ArgumentError(
+        f"a batch of the loader holds no tensor of samples: {type(batch).__name__}; by= or key= names them"
+    )
 
 
 def _bytes(batch: Any) -> list[bytes]:

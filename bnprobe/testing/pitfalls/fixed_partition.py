@@ -44,8 +44,8 @@ def fixed_partition(
 
     A value is its own target, and the slope w behind the layer is found by least squares. Over the whole data as one
     batch it is :math:`\sigma`. Over batches it is the mean of their deviations: where the order is independent of the
-    values :math:`c(m) \sigma`, :math:`c(m) = \sqrt{2/m}\, \Gamma(m/2) / \Gamma((m-1)/2)`, where the data lie sorted by the
-    target hardly anything. Broken by a layer that does not use the batch's own statistics in training.
+    values :math:`c(m) \sigma`, :math:`c(m) = \sqrt{2/m}\, \Gamma(m/2) / \Gamma((m-1)/2)`, where the data lie sorted by
+    the target hardly anything. Broken by a layer that does not use the batch's own statistics in training.
 
     Null law: the mean of the deviations is a function of N = K m Gaussian values that changes by at most
     :math:`1/\sqrt N` of their change, so it leaves its mean by t with probability :math:`2 \exp(-N t^2 / 2)` at most

@@ -91,7 +91,7 @@ class Layer:
         return torch.stack([one for one, _ in found]), torch.stack([one for _, one in found])
 
     def rounding(self, m: int, size: float = 1.0) -> float:
-        """How far rounding puts a statistic of this size off: (m + 8) u for itself, 4 / a for reading it off a buffer."""
+        """How far rounding puts a statistic of this size off: (m + 8) u for itself, 4 / a for reading it off."""
         weight = 1.0 if self.settings.momentum is None else float(self.settings.momentum)
         return (m + 8) * 4 / min(weight, 1.0) * roundoff(self.dtype) * size
 

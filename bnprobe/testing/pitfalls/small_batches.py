@@ -84,7 +84,9 @@ def small_batches(
     layer = layer_of(make, channels)
     means, variances = layer.statistics(x)
     root = samples**0.5
-    require_distribution(f"root m times means of {samples} values", means.numpy() * root, stats.norm, rate / 3, "Gaussian")
+    require_distribution(
+        f"root m times means of {samples} values", means.numpy() * root, stats.norm, rate / 3, "Gaussian"
+    )
     squares = variances.numpy() * (samples - 1)
     law = stats.chi2(samples - 1)
     require_distribution(f"(m - 1) times variances of {samples} values", squares, law, rate / 3, "chi-squared, m - 1")

@@ -14,6 +14,7 @@ def label_sets(
     """Class labels 0, 1, ... in any order, each class at least once; shrinks to few samples of two classes, sorted.
 
     Args:
+        draw: passed by hypothesis.
         samples: least and largest number.
         classes: least and largest number; no more than samples.
         balanced: whether each class has as many samples as the others, up to one.

@@ -44,10 +44,10 @@ def _buffered(labels: Tensor, batch: int, random: torch.Generator) -> Tensor:
 def _alternating(labels: Tensor, batch: int, random: torch.Generator) -> Tensor:
     """Each class is a domain, shuffled by itself; whole batches of them take turns."""
     parts: list[Tensor] = []
-    for label in labels.unique():
+    for label in torch.unique(labels):
         own = (labels == label).nonzero()[:, 0]
         parts.append(own[torch.randperm(len(own), generator=random)])
-    turns = [list(part.split(batch)) for part in parts]
+    turns = [list(torch.split(part, batch)) for part in parts]
     order = [turn[i] for i in range(max(map(len, turns))) for turn in turns if i < len(turn)]
     return torch.cat(sorted(order, key=lambda one: len(one) < batch))  # what fills no batch comes last
 
@@ -162,6 +162,7 @@ def loaders(
     """Recipes of loaders, tiny batches and incomplete last ones among them; shrinks to few samples in fixed order.
 
     Args:
+        draw: passed by hypothesis.
         orders: keys of :data:`ORDERS`.
         samples: least and largest number.
         batch_sizes: least and largest.
@@ -172,4 +173,6 @@ def loaders(
     count = draw(st.integers(*samples))
     size = draw(st.integers(batch_sizes[0], min(batch_sizes[1], max(count, batch_sizes[0]))))
     drop_last = draw(st.booleans()) if size <= count else False
-    return Loader(order, count, size, draw(st.integers(*classes)), shape, drop_last=drop_last, seed=draw(st.integers(0, 99)))
+    return Loader(
+        order, count, size, draw(st.integers(*classes)), shape, drop_last=drop_last, seed=draw(st.integers(0, 99))
+    )
