@@ -14,13 +14,15 @@ __all__ = ["batch_mates", "batch_size", "order_of_samples", "pooled_moments"]
 
 
 def _evaluated(model: Model, x: Any) -> tuple[nn.Module, Any, list[Tensor], list[float], str, int]:
-    """The model in evaluation mode, the batch, the outputs with an axis of samples, their tolerances, N."""
-    module = model.fresh(training=False)
-    batch = model.batch(x, module)
+    """The model in evaluation mode, the batch, the outputs, their tolerances and why, N.
+
+    In double precision where the model runs in it, with the tolerances of its own: parts of it may be narrower.
+    """
+    bounds, why = model.rounding(x)
+    module, batch = model.widest(x)
     n = samples_of(batch)
     with torch.no_grad():
         every = model.outputs(module, batch)
-        bounds, why = model.rounding(x, every)
     if not any(one.ndim and len(one) == n for one in every):
         raise NotApplicable("no output has an axis of samples")
     return module, batch, every, bounds, why, n
@@ -94,9 +96,8 @@ def pooled_moments(model: Model, x: Any) -> None:
     Only batch norms are in training mode, all else (dropout) in evaluation mode. Broken by a batch norm that normalizes
     otherwise in the two modes, by parts of the model that are not switched by ``eval()``, by branches on ``training``.
     """
-    module = model.fresh(training=False)
+    module, batch = model.widest(x)
     norms = with_batch_statistics(module)
-    batch = model.batch(x, module)
     if samples_of(batch) < 2:
         return
     if not norms:
@@ -120,5 +121,5 @@ def pooled_moments(model: Model, x: Any) -> None:
     module.eval()
     with torch.no_grad():
         got = model.outputs(module, batch)
-    bounds, why = model.rounding(x, trained, with_batch_statistics)
+    bounds, why = model.rounding(x, with_batch_statistics)
     _compare("of evaluation", got, trained, [2 * one for one in bounds], f"of both modes, {why}")

@@ -127,33 +127,45 @@ class Model:
         loss.sum().backward()  # type: ignore[no-untyped-call] # torch's
         return {name: one.grad for name, one in module.named_parameters() if one.grad is not None}
 
-    def rounding(
-        self, x: Any, got: list[Tensor], prepare: Callable[[nn.Module], Any] = lambda _: None
-    ) -> tuple[list[float], str]:
+    def rounding(self, x: Any, prepare: Callable[[nn.Module], Any] = lambda _: None) -> tuple[list[float], str]:
         """How far each output may be off by rounding alone, and why.
 
         It is measured: by how much the outputs are off those of a copy in double precision, at their largest.
 
         Args:
             x: the input.
-            got: the outputs.
-            prepare: what was done to the model, which is in evaluation mode, before it gave them.
+            prepare: what is done to the model, which is in evaluation mode, before it runs.
         """
-        sizes = [float(one.detach().abs().max()) if one.numel() else 0.0 for one in got]
-        try:
-            twin = self.fresh(training=False).double()
-            prepare(twin)
-            exact = self.outputs(twin, with_tensors(self.batch(x, twin), _double))
-        except Exception as error:  # kernels without double precision
+        module = self.fresh(training=False)
+        prepare(module)
+        with torch.no_grad():
+            got = self.outputs(module, self.batch(x, module))
+        sizes = [float(one.abs().max()) if one.numel() else 0.0 for one in got]
+        twin, batch = self.widest(x)
+        prepare(twin)
+        with torch.no_grad():
+            exact = self.outputs(twin, batch)
+        if any(one.dtype != torch.float64 for one in exact):
             bounds = [roundoff(one.dtype) ** 0.5 * size for one, size in zip(got, sizes, strict=True)]
-            return bounds, f"root u of the largest: no double precision ({type(error).__name__})"
+            return bounds, "root u times the largest: there is no double precision to measure rounding by"
         off = [_largest(wide(a) - wide(b)) for a, b in zip(got, exact, strict=True)]
         least = [_TIMES * roundoff(one.dtype) * size for one, size in zip(got, sizes, strict=True)]
-        bounds = [_TIMES * a + b for a, b in zip(off, least, strict=True)]
-        return (
-            bounds,
-            f"{_TIMES} times what this batch's outputs are off those in double precision, {max(off):.2g}, + {_TIMES} u",
+        why = (
+            f"{_TIMES} times what outputs of this batch are off those in double precision, {max(off):.2g}, + {_TIMES} u"
         )
+        return [_TIMES * a + b for a, b in zip(off, least, strict=True)], why
+
+    def widest(self, x: Any) -> tuple[nn.Module, Any]:
+        """A fresh model in evaluation mode and its input, in double precision where it runs in it."""
+        try:
+            module = self.fresh(training=False).double()
+            batch = with_tensors(self.batch(x, module), _double)
+            with torch.no_grad():
+                self.outputs(module, batch)
+        except Exception:  # kernels without double precision
+            module = self.fresh(training=False)
+            return module, self.batch(x, module)
+        return self.fresh(training=False).double(), batch
 
     def own(self, batch: Any) -> Any:
         """The model's own input: the first part of a pair where there is a loss, else the batch."""

@@ -50,7 +50,10 @@ def _compare(model: Model, x: Any, other: Callable[[nn.Module], nn.Module], what
         inside = "module." if isinstance(run, _Run) else ""
         results.append((outputs, {name.removeprefix(inside): one for name, one in gradients.items()}))
     (want, wanted), (got, gradients) = results
-    bounds, why = model.rounding(x, want, with_batch_statistics if training else lambda _: None)
+    # With dropout off: its masks in another precision would be others.
+    bounds, why = model.rounding(x, with_batch_statistics if training else lambda _: None)
+    if len(bounds) != len(want):  # more outputs in training
+        bounds = [max(bounds)] * len(want)
     mode = "training" if training else "evaluation"
     for i, (one, usual, bound) in enumerate(zip(got, want, bounds, strict=True)):
         compare(f"output {i} {what} in {mode}", one, usual, bound, why)
@@ -116,10 +119,10 @@ def checkpointed(model: Model, x: Any) -> None:
 
 @model_law(at_most=2)
 def spectra_finite(model: Model, x: Any) -> None:
-    """The singular values of the Jacobian from input to output are finite in both modes, and not all 0.
+    """The singular values of the Jacobian from input to output are finite in both modes.
 
     Broken by a channel without variance before a batch norm (1 / root eps each), which overflows over many layers; by
-    an activation that is dead for all samples; by a NaN that the forward hides.
+    a root at 0, whose derivative the forward does not show.
     """
     for training in (False, True):
         module = model.fresh(training=training)
@@ -136,4 +139,3 @@ def spectra_finite(model: Model, x: Any) -> None:
             raise NotApplicable(f"no spectrum: {error}") from error
         largest = float(values.max())
         require(math.isfinite(largest), f"in {mode} mode the largest singular value is {largest}")
-        require(largest > 0, f"in {mode} mode no output depends on the input: all singular values are 0")

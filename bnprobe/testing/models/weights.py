@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from bnprobe.hooks.sites import find_sites
-from bnprobe.hooks.tensors import with_tensors
 from bnprobe.testing.models.model import Model, batch_norms, samples_of, with_batch_statistics
 from bnprobe.testing.models.registry import model_law
 from bnprobe.testing.oracles.reference import wide
@@ -27,12 +26,10 @@ def scale_invariant_weights(model: Model, x: Any) -> None:
     it are those whose batch variance it makes four times as large. Exactly, for every eps: BN(2x; eps) = BN(x; eps /
     4). Broken by an eps that is added outside of the root, or twice; by a clamp on the variance.
     """
-    module = model.fresh(training=False)
-    try:
-        module = module.double()
-    except Exception as error:  # a device without double precision
-        raise NotApplicable(f"the model does not go to double precision ({type(error).__name__})") from error
-    if samples_of(model.batch(x, module)) < 2:
+    module, batch = model.widest(x)
+    if not any(one.dtype == torch.float64 for one in module.parameters()):
+        raise NotApplicable("the model does not run in double precision")
+    if samples_of(batch) < 2:
         return
     norms = with_batch_statistics(module)
     eps = {site.name: float(site.module.eps) for site in norms if isinstance(site.module.eps, float)}
@@ -40,14 +37,14 @@ def scale_invariant_weights(model: Model, x: Any) -> None:
     layers = layers[:: max(1, -(-len(layers) // _WEIGHTS))]
     found = False
     for site in layers:
-        behind = _behind(model, x, module, site.module)
+        behind = _behind(model, batch, module, site.module)
         if not behind:
             continue
         found = True
         _set_eps(module, {name: eps[name] / _FACTOR**2 if name in behind else eps[name] for name in eps})
-        want = _outputs(model, x, module)
+        want = _outputs(model, batch, module)
         _set_eps(module, eps)
-        got = _scaled(model, x, module, site.module)
+        got = _scaled(model, batch, module, site.module)
         with_less = float(max((one.abs().max() for one in want if one.numel()), default=torch.zeros(())))
         # Both runs are the same operations on numbers that differ by powers of two.
         for one, other in zip(got, want, strict=True):
@@ -57,26 +54,25 @@ def scale_invariant_weights(model: Model, x: Any) -> None:
         raise NotApplicable("no weight is scale-invariant")
 
 
-def _outputs(model: Model, x: Any, module: nn.Module) -> list[Tensor]:
-    batch = with_tensors(model.batch(x, module), lambda one: one.double() if one.is_floating_point() else one)
+def _outputs(model: Model, batch: Any, module: nn.Module) -> list[Tensor]:
     with torch.no_grad():
-        return [wide(one) for one in model.outputs(module, batch)]
+        return [wide(one).clone() for one in model.outputs(module, batch)]
 
 
-def _scaled(model: Model, x: Any, module: nn.Module, layer: nn.Module) -> list[Tensor]:
+def _scaled(model: Model, batch: Any, module: nn.Module, layer: nn.Module) -> list[Tensor]:
     """Outputs with a layer's own parameters doubled; afterwards they are as before."""
     own = list(layer.parameters(recurse=False))
     with torch.no_grad():
         for one in own:
             one.mul_(_FACTOR)
         try:
-            return _outputs(model, x, module)
+            return _outputs(model, batch, module)
         finally:
             for one in own:
                 one.div_(_FACTOR)
 
 
-def _behind(model: Model, x: Any, module: nn.Module, layer: nn.Module) -> list[str]:
+def _behind(model: Model, batch: Any, module: nn.Module, layer: nn.Module) -> list[str]:
     """Batch norms that see a weight's scale and take it away; none where the outputs see it too."""
     if not any(True for _ in layer.parameters(recurse=False)):
         return []
@@ -88,8 +84,8 @@ def _behind(model: Model, x: Any, module: nn.Module, layer: nn.Module) -> list[s
     def variances() -> dict[str, Tensor]:
         return {site.name: wide(site.module.running_var).clone() for site in norms}  # type: ignore[arg-type] # a tensor
 
-    plain, before = _outputs(model, x, module), variances()
-    scaled, after = _scaled(model, x, module, layer), variances()
+    plain, before = _outputs(model, batch, module), variances()
+    scaled, after = _scaled(model, batch, module, layer), variances()
     for one, other in zip(plain, scaled, strict=True):
         if not torch.allclose(one, other, rtol=0, atol=1e-9 * float(one.abs().max()) if one.numel() else 0.0):
             return []

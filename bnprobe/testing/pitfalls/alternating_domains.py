@@ -10,6 +10,8 @@ from bnprobe.testing.pitfalls.registry import RATE, pitfall
 
 __all__ = ["alternating_domains", "two_domain_moments"]
 
+_MIDPOINT = 1.0  # not 0, which a running mean starts from
+
 
 def two_domain_moments(distance: float, variances: tuple[float, float]) -> dict[str, tuple[float, float]]:
     """What evaluation makes of two domains whose batches took turns (after Irpan 2017), their means so far apart.
@@ -66,7 +68,8 @@ def alternating_domains(
         raise ArgumentError(f"variances must be above 0 and samples at least 2; got {variances} and {samples}")
     draws = torch.Generator().manual_seed(seed)
     noise = torch.randn(2, batches, samples, 1, generator=draws, dtype=torch.float64)
-    centre = torch.tensor([-distance / 2, distance / 2], dtype=torch.float64).reshape(2, 1, 1, 1)
+    ends = (_MIDPOINT - distance / 2, _MIDPOINT + distance / 2)
+    centre = torch.tensor(ends, dtype=torch.float64).reshape(2, 1, 1, 1)
     x = centre + torch.tensor(variances, dtype=torch.float64).sqrt().reshape(2, 1, 1, 1) * noise
     layer = layer_of(make, 1)
     means, kept = layer.statistics(x.transpose(0, 1).reshape(2 * batches, samples, 1))  # first, second, first ...
@@ -76,13 +79,13 @@ def alternating_domains(
     allowed = layer.rounding(samples, float(x.abs().max()) ** 2)
     why = f"chi-squared with {freedom} degrees of freedom a domain, Gaussian means of {count} values"
     middle = z * (sum(variances) / (4 * count)) ** 0.5 + allowed
-    require_between("running mean", float(means.mean()), (-middle, middle), 0.0, why)
+    require_between("running mean", float(means.mean()), (_MIDPOINT - middle, _MIDPOINT + middle), _MIDPOINT, why)
     wanted = law["running"][1]
     bounds = (wanted * low - allowed, wanted * high + allowed)
     pooled = f"running variance of data with variance {law['pooled'][1]:.4g}"
     require_between(pooled, float(kept.mean()), bounds, wanted, why)
     for k, name in enumerate(("first", "second")):
-        y = torch.cat([layer.evaluate(one, means.mean(0), kept.mean(0)) for one in x[k]])
+        y = layer.evaluate(x[k].reshape(-1, 1), means.mean(0), kept.mean(0))
         mean, variance = law[name]
         # The domain's mean less the midpoint is half the difference of the domains' means.
         off = [(mean * wanted**0.5 + sign * middle) for sign in (-1, 1)]

@@ -90,7 +90,7 @@ def dropout_before(
                 f"misfit {abs(second - first**2 - law):.3g}; so of {count // 2} values {value:.3g} {kept:.6g} were "
                 f"kept and divided by {keep:.3g}, tolerance {bounds[0]:.0f} to {bounds[1]:.0f}: binomial"
             )
-    evaluated = layer.evaluate(x, means.mean(0), torch.tensor([second - first**2]))
+    evaluated = layer.evaluate(x, means.mean(0), torch.tensor([second - first**2], dtype=torch.float64))
     got, want = float(evaluated.var(correction=0)), variance / (second - first**2 + layer.eps)
     allowed = layer.rounding(samples, (high**2 + low**2) / variance)
     require(

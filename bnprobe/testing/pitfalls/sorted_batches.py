@@ -68,7 +68,7 @@ def sorted_batches(
         f"chi-squared with {within} degrees of freedom; rounding {allowed:.1g}",
     )
     mean, variance = means.mean(0), variances.mean(0)
-    outputs = torch.stack([layer.evaluate(one, mean, variance) for one in x])
+    outputs = layer.evaluate(x.reshape(-1, channels), mean, variance)
     # Each channel is divided by its own running variance: by the least and the most of them at the bounds.
     freedom = batches * (samples - 1)
     least, most = (own_part * end / freedom for end in between(stats.chi2(freedom), rate / (3 * channels)))

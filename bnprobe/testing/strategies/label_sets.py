@@ -23,7 +23,7 @@ def label_sets(
         ArgumentError: the least number of classes is below 1, or above the largest number of samples.
     """
     if not 1 <= classes[0] <= samples[1]:
-        raise ArgumentError(f"classes must be between 1 and the number of samples; got {classes} of {samples}")
+        raise ArgumentError(f"classes must be between 1 and the number of samples; got {classes} of {samples[1]}")
     count = draw(st.integers(classes[0], min(classes[1], samples[1])))
     size = draw(st.integers(max(samples[0], count), samples[1]))
     if balanced:
