@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bnprobe.errors import ArgumentError
@@ -16,8 +15,7 @@ from bnprobe.testing.likes import LIKES, Like, Settings, settings_of
 from bnprobe.testing.oracles.reference import Reference, reference
 from bnprobe.testing.parts import Parts, State, parts_of
 from bnprobe.testing.strategies.batch import Batch, tensor
-from bnprobe.testing.strategies.batches import Shape, recipes
-from bnprobe.testing.strategies.kinds import PLAIN
+from bnprobe.testing.strategies.batches import Shape
 from bnprobe.testing.tolerance import Tolerance
 
 __all__ = ["Specimen", "Subject"]
@@ -206,50 +204,7 @@ class Subject:
         with torch.random.fork_rng(devices=[]):
             return settings_of(unwrap(self.make(channels)), self.like, torch.float32, dict(self.settings))
 
-    # ---- what to try it on
-
-    def inputs(
-        self,
-        kinds: Sequence[str] = PLAIN,
-        *,
-        values: int = 2,
-        layouts: Sequence[str] = ("contiguous",),
-        dtypes: Sequence[str] | None = None,
-        largest: int | None = None,
-        samples: tuple[int, int] = (1, 8),
-        shapes: Callable[[Shape], bool] | None = None,
-        channels: Callable[[int], bool] | None = None,
-    ) -> st.SearchStrategy[Batch]:
-        """Recipes of inputs that the layer takes, as :func:`bnprobe.testing.strategies.recipes`.
-
-        Args:
-            kinds: of values.
-            values: least number in a channel (across samples) or a sample's channel (per sample).
-            layouts: in memory.
-            dtypes: names; default those that the layer runs in.
-            largest: number of elements at most.
-            samples: least and largest number.
-            shapes: which of the accepted ones.
-            channels: which numbers of them.
-        """
-        chosen: dict[Shape, list[int]] = {}
-        for shape, width in self.accepted:
-            if (shapes is None or shapes(shape)) and (channels is None or channels(width)):
-                chosen.setdefault(tuple(shape), []).append(width)
-        if not chosen:
-            return st.nothing()
-        ghost = self.example_settings.ghost or 1
-        alone = self.like == "instance_norm"  # a channel of one sample is normalized by itself
-        return st.one_of(
-            *(
-                recipes(
-                    shape, channels=widths, kinds=kinds, dtypes=dtypes or self.usable_dtypes, layouts=layouts,
-                    values=values * ghost, samples=samples, largest=largest, multiple=ghost,
-                    positions=values if alone else 1,
-                )
-                for shape, widths in chosen.items()
-            )
-        )  # fmt: skip
+    # ---- one of it
 
     def specimen(
         self, x: Batch | Tensor, *, training: bool = True, warm: bool | None = None, seed: int = 0

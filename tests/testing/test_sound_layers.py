@@ -8,6 +8,7 @@ from bnprobe.testing import check_norm_layer
 from bnprobe.testing.layers import BatchRenorm, GhostBatchNorm
 
 HALF = {"half_precision": "without parameters torch's CPU kernel keeps mean and variance in the input's dtype"}
+COMPILED = {"compiled": "torch 2.13 recomputes r in the backward, from running statistics updated since"}
 SOUND = {
     "BatchNorm1d": (nn.BatchNorm1d, "batch_norm", {}),
     "BatchNorm2d": (nn.BatchNorm2d, "batch_norm", {}),
@@ -22,7 +23,7 @@ SOUND = {
     "InstanceNorm2d": (nn.InstanceNorm2d, "instance_norm", HALF),
     "RMSNorm": (nn.RMSNorm, "rms_norm", {}),
     "RMSNorm, eps": (lambda c: nn.RMSNorm(c, eps=1e-6), "rms_norm", {}),
-    "BatchRenorm": (BatchRenorm, "batch_renorm", {}),
+    "BatchRenorm": (BatchRenorm, "batch_renorm", COMPILED),
     "GhostBatchNorm": (lambda c: GhostBatchNorm(c, 2), "ghost_batch_norm", {}),
     "handmade": (Handmade, "batch_norm", {}),
     "handmade, own backward": (OwnBackwardNorm, "batch_norm", {}),

@@ -6,6 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bnprobe.testing.inputs import Inputs
 from bnprobe.testing.likes import ACROSS_SAMPLES, Like
 from bnprobe.testing.oracles.reference import reference, wide
 from bnprobe.testing.oracles.running import after_batches, batch_moments
@@ -23,6 +24,7 @@ __all__ = [
     "cumulative_average_without_momentum",
     "evaluation_uses_running_statistics",
     "momentum_zero_keeps_buffers",
+    "running_bounds",
     "running_statistics",
 ]
 
@@ -42,12 +44,12 @@ def _compare_running(one: Specimen, batches: list[Tensor], momentum: float | Non
     got = one.parts.state()
     if want.mean is None or want.variance is None or got.mean is None or got.variance is None:
         raise NotApplicable("the layer has no running statistics")
-    mean_bound, variance_bound, why = _bounds(one, batches, start)
+    mean_bound, variance_bound, why = running_bounds(one, batches, start)
     compare("running mean", got.mean, want.mean, mean_bound, why)
     compare(f"running {settings.running}", got.variance, want.variance, variance_bound, why)
 
 
-def _bounds(one: Specimen, batches: list[Tensor], start: State) -> tuple[Tensor, Tensor, str]:
+def running_bounds(one: Specimen, batches: list[Tensor], start: State) -> tuple[Tensor, Tensor, str]:
     """Of the statistics of each batch, whatever their weights, and of the few operations that mix them."""
     u, tiny = roundoff(statistics_dtype(one.x.dtype)), torch.finfo(one.x.dtype).tiny
     zeros = torch.zeros(one.x.shape[1], dtype=torch.float64)
@@ -71,9 +73,10 @@ def _bounds(one: Specimen, batches: list[Tensor], start: State) -> tuple[Tensor,
 @law(
     likes=_RUNNING,
     needs=_HAS,
-    x=lambda subject: subject.inputs(_SEVERAL),
+    x=Inputs(_SEVERAL),
     batches=st.integers(1, 4),
     warm=st.booleans(),
+    typical={"batches": (3,), "warm": (True, False)},
 )
 def running_statistics(subject: Subject, x: Batch, batches: int, warm: bool) -> None:
     """After each batch in training mode r becomes (1 - momentum) r + momentum v, v the mean and the unbiased variance.
@@ -91,8 +94,9 @@ def running_statistics(subject: Subject, x: Batch, batches: int, warm: bool) -> 
 @law(
     likes=ACROSS_SAMPLES,
     needs=(*_HAS, "batch counter"),
-    x=lambda subject: subject.inputs(),
+    x=Inputs(),
     batches=st.integers(1, 4),
+    typical={"batches": (3,)},
 )
 def batches_counted(subject: Subject, x: Batch, batches: int) -> None:
     """The counter of batches grows by 1 with each forward in training mode, and by 0 in evaluation mode.
@@ -111,7 +115,7 @@ def batches_counted(subject: Subject, x: Batch, batches: int) -> None:
     require(one.parts.state().batches == want, f"the counter is {one.parts.state().batches} where {want} is expected")
 
 
-@law(likes=_RUNNING, needs=_HAS, x=lambda subject: subject.inputs(_SEVERAL), forwards=st.integers(1, 3))
+@law(likes=_RUNNING, needs=_HAS, x=Inputs(_SEVERAL), forwards=st.integers(1, 3), typical={"forwards": (1,)})
 def buffers_frozen_in_evaluation(subject: Subject, x: Batch, forwards: int) -> None:
     """A forward or backward in evaluation mode leaves every buffer as it was, to the last bit."""
     one = subject.specimen(x, training=False)
@@ -125,8 +129,9 @@ def buffers_frozen_in_evaluation(subject: Subject, x: Batch, forwards: int) -> N
 @law(
     likes=_RUNNING,
     needs=(*_HAS, "attribute momentum"),
-    x=lambda subject: subject.inputs(),
+    x=Inputs(),
     batches=st.integers(1, 4),
+    typical={"batches": (3,)},
 )
 def momentum_zero_keeps_buffers(subject: Subject, x: Batch, batches: int) -> None:
     """With momentum 0 running statistics stay what they are; only the counter moves."""
@@ -141,8 +146,9 @@ def momentum_zero_keeps_buffers(subject: Subject, x: Batch, batches: int) -> Non
 @law(
     likes=("batch_norm", "ghost_batch_norm"),
     needs=(*_HAS, "attribute momentum", "batch counter"),
-    x=lambda subject: subject.inputs(),
+    x=Inputs(),
     batches=st.integers(2, 5),
+    typical={"batches": (3,)},
 )
 def cumulative_average_without_momentum(subject: Subject, x: Batch, batches: int) -> None:
     """With momentum None running statistics are the plain averages of the batches' means and unbiased variances.
@@ -162,7 +168,7 @@ def cumulative_average_without_momentum(subject: Subject, x: Batch, batches: int
     _compare_running(one, data, None, one.state)
 
 
-@law(likes=_RUNNING, needs=_HAS, x=lambda subject: subject.inputs())
+@law(likes=_RUNNING, needs=_HAS, x=Inputs())
 def evaluation_uses_running_statistics(subject: Subject, x: Batch) -> None:
     """After training on a batch, the output in evaluation mode is gamma (x - r_mu) / sqrt(r_v + eps) + beta."""
     one = subject.specimen(x)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from bnprobe.testing.inputs import Inputs
 from bnprobe.testing.properties.broken import NotApplicable, require, require_equal
 from bnprobe.testing.properties.registry import law
 from bnprobe.testing.strategies.batch import Batch
@@ -33,7 +34,7 @@ def _same(one: Specimen, other: nn.Module, what: str) -> None:
         require_equal(f"buffer {name} of {what}", got, want, "the state was the same")
 
 
-@law(x=lambda subject: subject.inputs(), at_most=10)
+@law(x=Inputs(), at_most=10)
 def state_dict_round_trip(subject: Subject, x: Batch) -> None:
     """A fresh layer that loads the state dict of a trained one, saved and loaded, gives the same in both modes.
 
@@ -52,7 +53,7 @@ def state_dict_round_trip(subject: Subject, x: Batch) -> None:
     _same(one, other, "the layer that loaded the state")
 
 
-@law(x=lambda subject: subject.inputs(), at_most=10)
+@law(x=Inputs(), at_most=10)
 def copied(subject: Subject, x: Batch) -> None:
     """A deep copy and a pickled copy of a trained layer give the same in both modes, and share no tensor with it."""
     one = _trained(subject, x)

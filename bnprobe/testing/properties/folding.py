@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from bnprobe.testing.inputs import Inputs
 from bnprobe.testing.likes import ACROSS_SAMPLES
 from bnprobe.testing.oracles.reference import wide
 from bnprobe.testing.properties.broken import compare
@@ -22,7 +23,7 @@ def _plain(shape: Shape) -> bool:
 @law(
     likes=ACROSS_SAMPLES,
     needs=("running statistics",),
-    u=lambda subject: subject.inputs(dtypes=subject.widest, shapes=_plain),
+    u=Inputs(dtypes="widest", shapes=_plain),
 )
 def evaluation_folds_into_weights(subject: Subject, u: Batch) -> None:
     """In evaluation mode BN(Wu + b) = (kW)u + beta + k(b - r_mu) with k = gamma / sqrt(r_v + eps).

@@ -5,6 +5,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bnprobe.testing.inputs import Inputs
 from bnprobe.testing.likes import ACROSS_SAMPLES, PER_SAMPLE, Like
 from bnprobe.testing.oracles.reference import wide
 from bnprobe.testing.properties.broken import NotApplicable, compare, require
@@ -41,9 +42,10 @@ def _moved(subject: Subject, x: Batch, training: bool, axis: int, order: Tensor)
 
 @law(
     likes=tuple(like for like in (*ACROSS_SAMPLES, *PER_SAMPLE) if like not in _ORDERED),
-    x=lambda subject: subject.inputs(samples=(2, 8)),
+    x=Inputs(samples=(2, 8)),
     training=st.booleans(),
     order=st.integers(0, 9),
+    typical={"order": (0,)},
 )
 def sample_order(subject: Subject, x: Batch, training: bool, order: int) -> None:
     """Samples in another order give the same outputs in that order, in both modes. Not of ghost batches."""
@@ -53,9 +55,10 @@ def sample_order(subject: Subject, x: Batch, training: bool, order: int) -> None
 @law(
     likes=(*ACROSS_SAMPLES, "group_norm", "instance_norm"),
     needs=("positions",),
-    x=lambda subject: subject.inputs(shapes=lambda shape: len(shape) > 2),
+    x=Inputs(shapes=lambda shape: len(shape) > 2),
     training=st.booleans(),
     order=st.integers(0, 9),
+    typical={"order": (0,)},
 )
 def position_order(subject: Subject, x: Batch, training: bool, order: int) -> None:
     """Positions in another order give the same outputs in that order: where a value stands does not matter."""
@@ -64,9 +67,10 @@ def position_order(subject: Subject, x: Batch, training: bool, order: int) -> No
 
 @law(
     likes=_BY_CHANNEL,
-    x=lambda subject: subject.inputs(channels=lambda n: n > 1),
+    x=Inputs(channels=lambda n: n > 1),
     training=st.booleans(),
     factor=st.sampled_from((2.0, -100.0, float("nan"))),
+    typical={"factor": (-100.0, float("nan"))},
 )
 def channels_independent(subject: Subject, x: Batch, training: bool, factor: float) -> None:
     """What happens in one channel does not reach another, NaN included: outputs, gradients, running statistics."""
@@ -94,7 +98,7 @@ def channels_independent(subject: Subject, x: Batch, training: bool, factor: flo
 
 @law(
     likes=("batch_norm", "batch_renorm", "ghost_batch_norm", "instance_norm"),
-    x=lambda subject: subject.inputs(channels=lambda n: n > 1),
+    x=Inputs(channels=lambda n: n > 1),
     training=st.booleans(),
 )
 def channel_order(subject: Subject, x: Batch, training: bool) -> None:
@@ -110,7 +114,9 @@ def channel_order(subject: Subject, x: Batch, training: bool) -> None:
     compare("output", other.module(other.x).flip(1), one.module(one.x), bound, f"of both, {one.tolerance.why}")
 
 
-@law(x=lambda subject: subject.inputs(samples=(2, 8)), training=st.booleans(), factor=st.sampled_from((3.0, -100.0)))
+@law(
+    x=Inputs(samples=(2, 8)), training=st.booleans(), factor=st.sampled_from((3.0, -100.0)), typical={"factor": (3.0,)}
+)
 def batch_mates_do_not_matter(subject: Subject, x: Batch, training: bool, factor: float) -> None:
     """In evaluation mode, and per-sample layers in training mode too, a sample's output is the same in any batch.
 

@@ -1,12 +1,11 @@
 """Where values lie in memory, and what a layer may write into."""
 
-from typing import Any
-
 import torch
 from hypothesis import strategies as st
 
-from bnprobe.testing.oracles.reference import wide
+from bnprobe.testing.inputs import Inputs
 from bnprobe.testing.properties.broken import compare, require_equal
+from bnprobe.testing.properties.buffers import running_bounds
 from bnprobe.testing.properties.registry import law
 from bnprobe.testing.strategies.batch import Batch
 from bnprobe.testing.strategies.layouts import LAYOUTS
@@ -17,15 +16,7 @@ __all__ = ["input_not_written", "layout_does_not_matter"]
 _OTHER = tuple(name for name in LAYOUTS if name != "contiguous")
 
 
-def _each_layout(subject: Subject) -> list[dict[str, Any]]:
-    """One batch in each layout, in training mode, of as many axes as the layer takes."""
-    shape, channels = max(subject.accepted, key=lambda pair: (len(pair[0]) <= 4, len(pair[0]), pair[1]))
-    sizes = tuple(one if isinstance(one, int) else {"N": 4, "C": channels}.get(one, 3) for one in shape)
-    axis = tuple(shape).index("C")
-    return [{"x": Batch(sizes, "gaussian", 1, layout=one, axis=axis), "training": True} for one in _OTHER]
-
-
-@law(x=lambda subject: subject.inputs(layouts=_OTHER), training=st.booleans(), examples=_each_layout)
+@law(x=Inputs(layouts=_OTHER), training=st.booleans())
 def layout_does_not_matter(subject: Subject, x: Batch, training: bool) -> None:
     """Channels-last, transposed and strided inputs give outputs, gradients and buffers of contiguous ones."""
     one = subject.specimen(x, training=training)
@@ -38,18 +29,12 @@ def layout_does_not_matter(subject: Subject, x: Batch, training: bool) -> None:
     compare("gradient of x", got, want, 2 * one.tolerance.input_gradient(g), why)
     after, usual = one.parts.state(), other.parts.state()
     if after.mean is not None and after.variance is not None and usual.mean is not None and usual.variance is not None:
-        size = float(wide(one.x).abs().max()) + 1
-        bound = 2 * (x_per_channel(one.x) + 8) * (1 + size) * one.tolerance.u
-        compare("running mean", after.mean, usual.mean, bound * size, "(m + 8) u max|x|")
-        compare("running variance", after.variance, usual.variance, bound * size**2, "(m + 8) u max|x|^2")
+        of_mean, of_variance, why = running_bounds(one, [one.x], one.state)
+        compare("running mean", after.mean, usual.mean, 2 * of_mean, why)
+        compare("running variance", after.variance, usual.variance, 2 * of_variance, why)
 
 
-def x_per_channel(x: torch.Tensor) -> int:
-    """Values of one channel."""
-    return x.numel() // x.shape[1]
-
-
-@law(x=lambda subject: subject.inputs(layouts=tuple(LAYOUTS)), training=st.booleans())
+@law(x=Inputs(layouts=tuple(LAYOUTS)), training=st.booleans())
 def input_not_written(subject: Subject, x: Batch, training: bool) -> None:
     """Neither forward nor backward changes the input, or the gradient that comes in."""
     one = subject.specimen(x, training=training)

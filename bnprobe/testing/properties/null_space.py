@@ -3,6 +3,7 @@
 import torch
 from hypothesis import strategies as st
 
+from bnprobe.testing.inputs import Inputs
 from bnprobe.testing.likes import LIKES, Like
 from bnprobe.testing.oracles.reference import wide
 from bnprobe.testing.oracles.spectrum import singular_values
@@ -17,7 +18,7 @@ __all__ = ["gradient_null_space", "jacobian_spectrum", "samples_coupled"]
 _OWN: tuple[Like, ...] = tuple(like for like in LIKES if like != "batch_renorm")
 
 
-@law(likes=_OWN, x=lambda subject: subject.inputs(dtypes=subject.widest))
+@law(likes=_OWN, x=Inputs(dtypes="widest"))
 def gradient_null_space(subject: Subject, x: Batch) -> None:
     """What comes back sums to 0, and its product with x is (eps / (s^2 + eps)) sum(g gamma x_hat): 0 for eps = 0.
 
@@ -41,7 +42,7 @@ def gradient_null_space(subject: Subject, x: Batch) -> None:
 
 
 @law(
-    x=lambda subject: subject.inputs((*PLAIN, "constant_channels"), dtypes=subject.widest, largest=24),
+    x=Inputs((*PLAIN, "constant_channels"), dtypes="widest", largest=24),
     training=st.booleans(),
     at_most=10,
 )
@@ -77,7 +78,7 @@ def _jacobian(one: Specimen) -> torch.Tensor:
 
 @law(
     likes=("batch_norm", "ghost_batch_norm"),
-    x=lambda subject: subject.inputs(dtypes=subject.widest, samples=(2, 6), values=3),
+    x=Inputs(dtypes="widest", samples=(2, 6), values=3),
 )
 def samples_coupled(subject: Subject, x: Batch) -> None:
     """In training mode samples act on each other: dy_i/dx_j = -(gamma / (m sigma))(1 + x_hat_i x_hat_j) for i not j.

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
+from bnprobe.testing.inputs import Inputs
 from bnprobe.testing.likes import LIKES
 from bnprobe.testing.properties.broken import Broken
 from bnprobe.testing.properties.registry import law
@@ -35,7 +36,7 @@ def _as_function(one: Specimen) -> tuple[Callable[..., Tensor], tuple[Tensor, ..
 @law(
     likes=_TWICE,
     needs=("double precision",),
-    x=lambda subject: subject.inputs(("gaussian",), dtypes=("float64",), largest=16, values=3),
+    x=Inputs(("gaussian",), dtypes=("float64",), largest=16, values=3),
     training=st.booleans(),
     at_most=6,
 )
@@ -51,7 +52,7 @@ def gradcheck(subject: Subject, x: Batch, training: bool) -> None:
 @law(
     likes=_TWICE,
     needs=("double precision",),
-    x=lambda subject: subject.inputs(("gaussian",), dtypes=("float64",), largest=9, values=3),
+    x=Inputs(("gaussian",), dtypes=("float64",), largest=9, values=3),
     training=st.booleans(),
     at_most=3,
 )

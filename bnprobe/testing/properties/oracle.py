@@ -3,6 +3,7 @@
 import torch
 from hypothesis import strategies as st
 
+from bnprobe.testing.inputs import Inputs
 from bnprobe.testing.likes import LIKES
 from bnprobe.testing.properties.broken import compare
 from bnprobe.testing.properties.registry import law
@@ -15,7 +16,7 @@ __all__ = ["gradients_equal_oracle", "output_equals_oracle", "second_derivatives
 _TWICE = tuple(like for like in LIKES if like != "batch_renorm")  # whose r and d are constants to the gradient
 
 
-@law(x=lambda subject: subject.inputs(tuple(KINDS)), training=st.booleans())
+@law(x=Inputs(tuple(KINDS)), training=st.booleans())
 def output_equals_oracle(subject: Subject, x: Batch, training: bool) -> None:
     """The output equals gamma (x - mu) / sqrt(s^2 + eps) + beta, with a biased variance and eps under the root.
 
@@ -26,7 +27,7 @@ def output_equals_oracle(subject: Subject, x: Batch, training: bool) -> None:
     compare("output", one.module(one.x), one.law.y, one.tolerance.output, one.tolerance.why)
 
 
-@law(x=lambda subject: subject.inputs(tuple(KINDS)), training=st.booleans())
+@law(x=Inputs(tuple(KINDS)), training=st.booleans())
 def gradients_equal_oracle(subject: Subject, x: Batch, training: bool) -> None:
     """dL/dx = (h - mean(h) - x_hat mean(h x_hat)) / sigma, h = gamma g; dL/dgamma = sum(g x_hat), dL/dbeta = sum(g).
 
@@ -51,7 +52,7 @@ _WHY = "{} (1 + |x_hat|) times the size of its terms, {}"
 
 @law(
     likes=_TWICE,
-    x=lambda subject: subject.inputs(PLAIN, dtypes=subject.widest, largest=64, values=3),
+    x=Inputs(PLAIN, dtypes="widest", largest=64, values=3),
     training=st.booleans(),
 )
 def second_derivatives_equal_oracle(subject: Subject, x: Batch, training: bool) -> None:

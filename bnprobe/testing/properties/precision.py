@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from hypothesis import strategies as st
 
+from bnprobe.testing.inputs import Inputs
 from bnprobe.testing.oracles.reference import wide
 from bnprobe.testing.properties.broken import NotApplicable, compare, require
 from bnprobe.testing.properties.registry import law
@@ -14,7 +15,7 @@ from bnprobe.testing.subject import Specimen, Subject
 __all__ = ["dtype_and_device_kept", "half_precision", "large_mean_small_variance"]
 
 
-@law(x=lambda subject: subject.inputs(("offset",), values=4))
+@law(x=Inputs(("offset",), values=4))
 def large_mean_small_variance(subject: Subject, x: Batch) -> None:
     """A large mean with a small variance costs digits in proportion to mean / sigma, not to its square.
 
@@ -24,7 +25,7 @@ def large_mean_small_variance(subject: Subject, x: Batch) -> None:
     compare("output", one.module(one.x), one.law.y, one.tolerance.output, one.tolerance.why)
 
 
-@law(x=lambda subject: subject.inputs(), training=st.booleans())
+@law(x=Inputs(), training=st.booleans())
 def dtype_and_device_kept(subject: Subject, x: Batch, training: bool) -> None:
     """Output and gradients have the dtype and device of the input and of the parameters."""
     one = subject.specimen(x, training=training)
@@ -36,9 +37,10 @@ def dtype_and_device_kept(subject: Subject, x: Batch, training: bool) -> None:
 
 
 @law(
-    x=lambda subject: subject.inputs(("gaussian", "outlier"), dtypes=("float32",), values=4),
+    x=Inputs(("gaussian", "outlier"), dtypes=("float32",), values=4),
     dtype=st.sampled_from(("bfloat16", "float16")),
     shift=st.sampled_from((0.0, 8.0)),
+    typical={"dtype": ("bfloat16", "float16"), "shift": (0.0, 8.0)},
 )
 def half_precision(subject: Subject, x: Batch, dtype: str, shift: float) -> None:
     """A half-precision input has statistics of single precision, and the output is rounded once or twice.

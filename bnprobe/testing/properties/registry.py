@@ -2,8 +2,9 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
+from itertools import product
 from typing import Any
 
 from hypothesis.errors import HypothesisException
@@ -11,6 +12,7 @@ from hypothesis.strategies import SearchStrategy
 
 from bnprobe.errors import BnprobeError, LawBrokenError
 from bnprobe.measures.untouched import RandomStreams
+from bnprobe.testing.inputs import Inputs
 from bnprobe.testing.likes import LIKES, Like
 from bnprobe.testing.properties.broken import Broken, NotApplicable
 from bnprobe.testing.subject import Subject
@@ -31,7 +33,7 @@ class Law:
         strategies: of each argument, or functions of the subject that give one.
         needs: traits that the layer must have (:attr:`bnprobe.testing.subject.Subject.traits`).
         at_most: examples, whatever the profile; for laws whose check is costly.
-        examples: always tried, besides those drawn: a function of the subject.
+        typical: values of arguments for examples that are always tried, with inputs of every kind and in both modes.
     """
 
     name: str
@@ -40,7 +42,7 @@ class Law:
     strategies: Mapping[str, Strategy]
     needs: tuple[str, ...] = ()
     at_most: int | None = None
-    examples: Callable[[Subject], Sequence[Mapping[str, Any]]] | None = None
+    typical: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     @property
     def statement(self) -> str:
@@ -58,6 +60,20 @@ class Law:
         """One strategy an argument."""
         return {name: one if isinstance(one, SearchStrategy) else one(subject) for name, one in self.strategies.items()}
 
+    @property
+    def modes(self) -> tuple[bool | None, ...]:
+        """Modes in which it is checked, one after the other; None where the law itself says which."""
+        return (True, False) if "training" in self.strategies else (None,)
+
+    def typical_examples(self, subject: Subject) -> list[dict[str, Any]]:
+        """What is always tried, but for the mode: no law is left to the luck of a few draws."""
+        names = [name for name in self.strategies if name != "training"]
+        values = [
+            one.typical(subject) if isinstance(one := self.strategies[name], Inputs) else self.typical[name]
+            for name in names
+        ]
+        return [dict(zip(names, each, strict=True)) for each in product(*values)]
+
 
 LAWS: dict[str, Law] = {}
 
@@ -67,13 +83,13 @@ def law(
     likes: tuple[Like, ...] = LIKES,
     needs: tuple[str, ...] = (),
     at_most: int | None = None,
-    examples: Callable[[Subject], Sequence[Mapping[str, Any]]] | None = None,
+    typical: Mapping[str, Sequence[Any]] | None = None,
     **strategies: Strategy,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function ``(subject, **example)`` a property, under its own name.
 
     The function stays callable with examples of one's own. Random streams are afterwards what they were. What it
-    raises, and what the layer raises, becomes a :class:`bnprobe.errors.LawBrokenError` with law, layer, misfit and example.
+    raises, and what the layer raises, becomes a :class:`bnprobe.errors.LawBrokenError` that has the whole story.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -92,7 +108,7 @@ def law(
             finally:
                 streams.restore()
 
-        LAWS[function.__name__] = Law(function.__name__, check, likes, strategies, needs, at_most, examples)
+        LAWS[function.__name__] = Law(function.__name__, check, likes, strategies, needs, at_most, typical or {})
         return check
 
     return decorate

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from bnprobe.testing.inputs import Inputs
 from bnprobe.testing.likes import Like
 from bnprobe.testing.oracles.reference import wide
 from bnprobe.testing.properties.broken import compare
@@ -19,7 +20,7 @@ _SCALED: tuple[Like, ...] = (
 )  # fmt: skip
 
 
-@law(likes=_SCALED, x=lambda subject: subject.inputs(dtypes=subject.widest), a=scales())
+@law(likes=_SCALED, x=Inputs(dtypes="widest"), a=scales(), typical={"a": (-3.0, 0.01)})
 def scale_law(subject: Subject, x: Batch, a: float) -> None:
     """With y = gamma x_hat + beta, x_hat(a x) = r(a) x_hat(x), where r(a) = a sqrt((s^2 + eps) / (a^2 s^2 + eps)).
 
@@ -38,7 +39,7 @@ def scale_law(subject: Subject, x: Batch, a: float) -> None:
     compare("gamma x_hat(a x)", got, want, bound, f"of both outputs, {scaled.tolerance.why}")
 
 
-@law(likes=_SCALED, x=lambda subject: subject.inputs(dtypes=subject.widest))
+@law(likes=_SCALED, x=Inputs(dtypes="widest"))
 def sign_flip(subject: Subject, x: Batch) -> None:
     """BN(-x) = 2 beta - BN(x), for every eps."""
     one = subject.specimen(x)
@@ -51,8 +52,9 @@ def sign_flip(subject: Subject, x: Batch) -> None:
 
 @law(
     likes=tuple(like for like in _SCALED if like != "rms_norm"),
-    x=lambda subject: subject.inputs(dtypes=subject.widest),
+    x=Inputs(dtypes="widest"),
     shift=scales(1e-2, 1e2),
+    typical={"shift": (3.0,)},
 )
 def translation_invariance(subject: Subject, x: Batch, shift: float) -> None:
     """BN(x + c) = BN(x) for a constant c in what is normalized together: a bias before the layer has no effect."""
@@ -68,8 +70,9 @@ def translation_invariance(subject: Subject, x: Batch, shift: float) -> None:
 
 @law(
     likes=("batch_norm", "ghost_batch_norm", "instance_norm"),
-    u=lambda subject: subject.inputs(("integers", "gaussian"), dtypes=subject.widest, values=3),
+    u=Inputs(("integers", "gaussian"), dtypes="widest", values=3),
     a=scales(0.05, 20, negative=False),
+    typical={"a": (3.0, 0.1)},
 )
 def weight_scale(subject: Subject, u: Batch, a: float) -> None:
     """BN(aWu) = BN(Wu), dBN((aW)u)/du = dBN(Wu)/du and dBN((aW)u)/d(aW) = (1/a) dBN(Wu)/dW, for eps = 0 and a > 0.

@@ -6,6 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bnprobe.testing.inputs import Inputs
 from bnprobe.testing.likes import ACROSS_SAMPLES
 from bnprobe.testing.properties.broken import Broken, NotApplicable, compare, require, require_equal
 from bnprobe.testing.properties.registry import law
@@ -15,7 +16,7 @@ from bnprobe.testing.subject import Specimen, Subject
 __all__ = ["autocast", "compiled", "deterministic", "functional", "vectorised"]
 
 
-@law(x=lambda subject: subject.inputs(), training=st.booleans())
+@law(x=Inputs(), training=st.booleans())
 def deterministic(subject: Subject, x: Batch, training: bool) -> None:
     """The same layer in the same state gives the same output, gradient and buffers for the same input, to the last bit.
 
@@ -35,9 +36,9 @@ def deterministic(subject: Subject, x: Batch, training: bool) -> None:
         require_equal(f"buffer {name}", got, want, "nothing has changed")
 
 
-@law(x=lambda subject: subject.inputs(), training=st.booleans())
+@law(x=Inputs(), training=st.booleans())
 def functional(subject: Subject, x: Batch, training: bool) -> None:
-    """torch.func.functional_call with other tensors gives the output of a layer that has them, and updates only them."""
+    """torch.func.functional_call with other tensors gives what a layer with these gives, and updates only them."""
     one, plain = (subject.specimen(x, training=training, warm=True) for _ in range(2))
     with torch.no_grad():
         for parameter in plain.module.parameters():
@@ -56,7 +57,7 @@ def functional(subject: Subject, x: Batch, training: bool) -> None:
         require_equal(f"given buffer {name}", buffers[name], buffer, "the batch was the same")
 
 
-@law(x=lambda subject: subject.inputs(values=3), count=st.integers(1, 3), at_most=10)
+@law(x=Inputs(values=3), count=st.integers(1, 3), at_most=10, typical={"count": (2,)})
 def vectorised(subject: Subject, x: Batch, count: int) -> None:
     """torch.vmap over several batches gives what one call each gives, in evaluation mode (per-sample layers: both)."""
     training = subject.like not in ACROSS_SAMPLES and "running statistics" not in subject.traits
@@ -73,7 +74,7 @@ def vectorised(subject: Subject, x: Batch, count: int) -> None:
         compare(f"output of batch {i}", got[i], one.module(stack[i]), 2 * bound.output, f"of both, {bound.why}")
 
 
-@law(x=lambda subject: subject.inputs(dtypes=("float32",), values=3), training=st.booleans())
+@law(x=Inputs(dtypes=("float32",), values=3), training=st.booleans())
 def autocast(subject: Subject, x: Batch, training: bool) -> None:
     """Under autocast to bfloat16 statistics are those of single precision, and the output is rounded at most twice.
 
@@ -92,11 +93,11 @@ def autocast(subject: Subject, x: Batch, training: bool) -> None:
         compare(f"buffer {name}", mine, usual, bound, "1e-5 of its size: bfloat16 would be off by 4e-3")
 
 
-@law(x=lambda subject: subject.inputs(dtypes=("float32",), values=4), at_most=1)
+@law(x=Inputs(dtypes=("float32",), values=4), at_most=1)
 def compiled(subject: Subject, x: Batch) -> None:
-    """torch.compile (without code generation) gives the output, gradient and buffers of the layer itself, in both modes.
+    """torch.compile (without code generation) gives the output, gradient and buffers of the layer itself.
 
-    Forgets what was compiled before.
+    In both modes. Forgets what was compiled before.
     """
     for training in (True, False):
         one, plain = (subject.specimen(x, training=training) for _ in range(2))
