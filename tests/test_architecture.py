@@ -36,7 +36,9 @@ MAY_IMPORT = {
     "cli": VOCABULARY | {"store", "distances", "drift", "plots", "report", "measures"},
     "__init__": VOCABULARY | {"attach", "drift", "report", "store", "measures"},
 }
-WITHOUT_TORCH = ("errors", "records", "schedule", "store", "distances", "drift", "plots", "report", "cli", "pytest_plugin")
+WITHOUT_TORCH = (
+    "errors", "records", "schedule", "store", "distances", "drift", "plots", "report", "cli", "pytest_plugin"
+)  # fmt: skip
 
 
 def part_of(path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch._dynamo  # noqa: F401 - pytester forgets modules that are first imported inside of it; torch comes once only
 
-from bnprobe.testing import models, properties  # noqa: F401 - likewise
+from bnprobe.testing import models, properties  # likewise
 
 pytest_plugins = ["pytester"]
 

@@ -267,7 +267,7 @@ def test_tensors_print_as_tensors():
     with pytest.raises(LawBrokenError, match=r"torch\.randn\(\(6, 3, 5, 5\)\)\.to\(torch\.float32\)"):
         check_model(lambda: net(NoBuffers), IMAGES.tensor(), only=["batch_mates"], **FAST)
     with pytest.raises(
-        LawBrokenError, match="misfit .*, tolerance .*: 16 times what outputs of this batch are off those in"
+        LawBrokenError, match=r"misfit .*, tolerance .*: 16 times what outputs of this batch are off those in"
     ):
         check_model(lambda: net(NoBuffers), IMAGES, only=["batch_mates"], **FAST)
 
@@ -280,7 +280,7 @@ def test_expected_failures_are_strict():
     assert found.expected == why
     assert found.passed == ("batch_mates",)
     with pytest.raises(
-        LawBrokenError, match="_Net obeys the law batch_statistics_once, .*remove it from expected_failures"
+        LawBrokenError, match=r"_Net obeys the law batch_statistics_once, .*remove it from expected_failures"
     ):
         check_model(Network(), Network().batch(4), expected_failures=why, only=both, **FAST)
     with pytest.raises(ArgumentError, match="there is no law 'batch_mate'; near are batch_mates"):
@@ -288,7 +288,7 @@ def test_expected_failures_are_strict():
 
 
 def test_several_failures_come_together():
-    with pytest.raises(LawBrokenError, match="Sequential breaks 2 of 2 laws\n\n.*batch_mates(.|\n)*batch_size"):
+    with pytest.raises(LawBrokenError, match=r"Sequential breaks 2 of 2 laws\n\n.*batch_mates(.|\n)*batch_size"):
         check_model(lambda: net(NoBuffers), IMAGES, only=["batch_mates", "batch_size"], **FAST)
 
 

@@ -47,7 +47,10 @@ def model_law(at_most: int | None = None) -> Callable[[_Check], _Check]:
             finally:
                 streams.restore()
 
-        MODEL_LAWS[function.__name__] = Law(function.__name__, check, ("batch_norm",), {"x": _inputs}, at_most=at_most)
+        inputs: dict[str, Any] = {"x": _inputs}
+        MODEL_LAWS[function.__name__] = Law(
+            function.__name__, check, ("batch_norm",), inputs, at_most=at_most, typical={"x": ()}
+        )
         return check
 
     return decorate

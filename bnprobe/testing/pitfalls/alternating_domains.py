@@ -90,10 +90,10 @@ def alternating_domains(
         # The domain's mean less the midpoint is half the difference of the domains' means.
         off = [(mean * wanted**0.5 + sign * middle) for sign in (-1, 1)]
         roots = [(max(wanted * one, 0.0) + layer.eps) ** 0.5 for one in (low, high)]
-        ends = [one / root for one in off for root in roots]
+        quotients = [one / root for one in off for root in roots]
         require_between(
             f"mean of the {name} domain in evaluation", float(y.mean()),
-            (min(ends) - allowed, max(ends) + allowed), mean, why,
+            (min(quotients) - allowed, max(quotients) + allowed), mean, why,
         )  # fmt: skip
         spread = between(stats.chi2(count - 1), rate / 4)
         of_domain = [variances[k] * one / count for one in spread]
