@@ -57,6 +57,13 @@ def test_what_a_model_takes_is_guessed():
         check_model(Recurrent, only=["batch_mates"], **FAST)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions(dtype):
+    x = Network().batch(6).tensor().to(dtype)
+    found = check_model(lambda: Network()().to(dtype), x, only=QUICK, **FAST)
+    assert set(found.passed) == set(QUICK)
+
+
 def test_a_model_without_batch_norm_is_told_why_laws_are_skipped():
     found = check_model(Recurrent, Batch((4, 5, 6)), only=QUICK, **FAST)
     assert found.skipped["pooled_moments"] == "the model has no batch norm with running statistics"

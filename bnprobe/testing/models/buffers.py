@@ -11,6 +11,7 @@ from bnprobe.testing.models.model import Model, batch_norms, counter_of, samples
 from bnprobe.testing.models.registry import model_law
 from bnprobe.testing.oracles.reference import wide
 from bnprobe.testing.properties.broken import NotApplicable, compare, require, require_equal
+from bnprobe.testing.tolerance import roundoff
 
 __all__ = ["batch_statistics_once", "evaluation_changes_nothing"]
 
@@ -95,5 +96,5 @@ def _by_momentum(model: Model, x: Any, norms: list[Site]) -> None:
             old, batch, got = (wide(getattr(sites[name].module, kept)) for sites in (start, ends[1], ends[0]))
             want = (1 - weight) * old + weight * batch
             size = float(old.abs().max() + batch.abs().max()) if old.numel() else 0.0
-            why = "64 u of single precision times the largest"
-            compare(f"{name}.{kept}", got, want, 64 * 2.0**-24 * size, why)
+            u = roundoff(getattr(start[name].module, kept).dtype)
+            compare(f"{name}.{kept}", got, want, 64 * u * size, f"64 u times the largest, u = {u:.1g}")
