@@ -1,6 +1,14 @@
 """What can go wrong, said so that the reader knows what to do next."""
 
-__all__ = ["ArgumentError", "BnprobeError", "NotMeasuredError", "RunBusyError", "RunError", "SelectionError"]
+__all__ = [
+    "ArgumentError",
+    "BnprobeError",
+    "LawBrokenError",
+    "NotMeasuredError",
+    "RunBusyError",
+    "RunError",
+    "SelectionError",
+]
 
 
 class BnprobeError(Exception):
@@ -25,3 +33,7 @@ class RunBusyError(RunError):
 
 class NotMeasuredError(BnprobeError):
     """The model and the arguments are sound, but the quantity does not exist or cannot be had; the message says why."""
+
+
+class LawBrokenError(BnprobeError, AssertionError):
+    """A layer or model under test breaks a law; the message has the law, the misfit, its tolerance and an example."""

@@ -29,6 +29,8 @@ MAY_IMPORT = {
     "arguments": VOCABULARY | {"statistics"},
     "attach": VOCABULARY
     | {"arguments", "hooks", "statistics", "store", "collect", "listen", "ranks", "measuring", "tracking"},
+    "testing": VOCABULARY | {"hooks", "measures"},
+    "pytest_plugin": VOCABULARY | {"testing"},
     "distances": VOCABULARY,
     "drift": VOCABULARY | {"store", "distances"},
     "plots": VOCABULARY | {"store", "distances", "drift"},
@@ -36,7 +38,9 @@ MAY_IMPORT = {
     "cli": VOCABULARY | {"store", "distances", "drift", "plots", "report", "measures"},
     "__init__": VOCABULARY | {"attach", "drift", "report", "store", "measures"},
 }
-WITHOUT_TORCH = ("errors", "records", "schedule", "store", "distances", "drift", "plots", "report", "cli")
+WITHOUT_TORCH = (
+    "errors", "records", "schedule", "store", "distances", "drift", "plots", "report", "cli", "pytest_plugin"
+)  # fmt: skip
 
 
 def part_of(path):

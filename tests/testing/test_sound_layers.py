@@ -1,0 +1,41 @@
+"""Sound layers obey every law of their kind."""
+
+import pytest
+from handmade import Handmade, HandmadeGroupNorm, HandmadeLayerNorm, HandmadeRMSNorm, OwnBackwardNorm
+from torch import nn
+
+from bnprobe.testing import check_norm_layer
+from bnprobe.testing.layers import BatchRenorm, GhostBatchNorm
+
+HALF = {"half_precision": "without parameters torch's CPU kernel keeps mean and variance in the input's dtype"}
+COMPILED = {"compiled": "torch 2.13 recomputes r in the backward, from running statistics updated since"}
+SOUND = {
+    "BatchNorm1d": (nn.BatchNorm1d, "batch_norm", {}),
+    "BatchNorm2d": (nn.BatchNorm2d, "batch_norm", {}),
+    "BatchNorm3d": (nn.BatchNorm3d, "batch_norm", {}),
+    "BatchNorm2d, bare": (lambda c: nn.BatchNorm2d(c, affine=False, track_running_stats=False), "batch_norm", HALF),
+    "BatchNorm1d, average": (lambda c: nn.BatchNorm1d(c, momentum=None, eps=1e-2), "batch_norm", {}),
+    "LayerNorm": (nn.LayerNorm, "layer_norm", {}),
+    "LayerNorm, bare": (lambda c: nn.LayerNorm(c, elementwise_affine=False), "layer_norm", {}),
+    "GroupNorm": (lambda c: nn.GroupNorm(2, c), "group_norm", {}),
+    "GroupNorm, each channel": (lambda c: nn.GroupNorm(c, c, affine=False), "group_norm", {}),
+    "InstanceNorm1d": (lambda c: nn.InstanceNorm1d(c, affine=True, track_running_stats=True), "instance_norm", {}),
+    "InstanceNorm2d": (nn.InstanceNorm2d, "instance_norm", HALF),
+    "RMSNorm": (nn.RMSNorm, "rms_norm", {}),
+    "RMSNorm, eps": (lambda c: nn.RMSNorm(c, eps=1e-6), "rms_norm", {}),
+    "BatchRenorm": (BatchRenorm, "batch_renorm", COMPILED),
+    "GhostBatchNorm": (lambda c: GhostBatchNorm(c, 2), "ghost_batch_norm", {}),
+    "handmade": (Handmade, "batch_norm", {}),
+    "handmade, own backward": (OwnBackwardNorm, "batch_norm", {}),
+    "handmade layer norm": (HandmadeLayerNorm, "layer_norm", {}),
+    "handmade RMS norm": (HandmadeRMSNorm, "rms_norm", {}),
+    "handmade group norm": (HandmadeGroupNorm, "group_norm", {}),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_sound(name):
+    make, like, expected = SOUND[name]
+    conformance = check_norm_layer(make, like, expected_failures=expected, profile="bnprobe-fast")
+    assert set(conformance.expected) == set(expected)
+    assert len(conformance.passed) > 15
