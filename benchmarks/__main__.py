@@ -16,7 +16,7 @@ import torch
 import bnprobe
 
 # By name: each is a module with `add_arguments(parser)` and `run(...)`, which takes what the options are called.
-_BENCHMARKS = ("gpu", "gradient_growth", "growth", "overhead", "reading", "spectra", "zoo")
+_BENCHMARKS = ("conformance", "gpu", "gradient_growth", "growth", "overhead", "reading", "spectra", "zoo")
 
 
 def main() -> None:
