@@ -17,7 +17,9 @@ import bnprobe
 from benchmarks import allocator
 
 # By name: each is a module with `add_arguments(parser)` and `run(...)`, which takes what the options are called.
-_BENCHMARKS = ("gpu", "gradient_growth", "growth", "overhead", "reading", "scale_invariance", "spectra", "zoo")
+_BENCHMARKS = (
+    "conformance", "gpu", "gradient_growth", "growth", "overhead", "reading", "scale_invariance", "spectra", "zoo"
+)  # fmt: skip
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ class Inputs:
         dtypes: names; None for those that the layer runs in, ``"widest"`` for the one with most digits.
         largest: number of elements at most, for laws whose check is costly.
         samples: least and largest number.
+        positions: least number of values of one sample in a channel, where there are positions.
         shapes: which of those that the layer takes.
         channels: which numbers of them.
     """
@@ -39,6 +40,7 @@ class Inputs:
     dtypes: tuple[str, ...] | Literal["widest"] | None = None
     largest: int | None = None
     samples: tuple[int, int] = (1, 8)
+    positions: int = 1
     shapes: Callable[[Shape], bool] = lambda _: True
     channels: Callable[[int], bool] = lambda _: True
 
@@ -74,7 +76,7 @@ class Inputs:
         # Faults of formulas show best where there are most digits, those of a dtype in that dtype.
         rich += [replace(base, dtype=dtype) for dtype in self._dtypes(subject)[:-1]]
         poorest = min(accepted, key=len)
-        width, least = min(accepted[poorest]), max(self.samples[0], self.values)
+        width, least = min(accepted[poorest]), min(max(self.samples[0], self.values), self.samples[1])
         samples = -(-least // self._ghost(subject)) * self._ghost(subject)
         poor = self._recipe(subject, poorest, (samples, self._positions(subject), width))
         return [*rich, poor, replace(poor, kind=self.kinds[-1])]
@@ -82,7 +84,7 @@ class Inputs:
     def _typical(self, subject: Subject, shape: Shape, widths: list[int]) -> Batch:
         ghost = self._ghost(subject)
         for samples, positions, width in _SIZES:
-            samples = -(-max(self.samples[0], samples) // ghost) * ghost
+            samples = -(-min(max(self.samples[0], samples), self.samples[1]) // ghost) * ghost
             positions = max(positions, self._positions(subject))
             nearest = min(widths, key=lambda one: abs(one - width))
             found = self._recipe(subject, shape, (samples, positions, nearest))
@@ -109,7 +111,7 @@ class Inputs:
         return self.dtypes or subject.usable_dtypes
 
     def _positions(self, subject: Subject) -> int:
-        return self.values if subject.like == "instance_norm" else 1
+        return max(self.positions, self.values if subject.like == "instance_norm" else 1)
 
     def _ghost(self, subject: Subject) -> int:
         return subject.example_settings.ghost or 1

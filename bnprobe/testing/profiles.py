@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, Phase, settings
 __all__ = ["for_law"]
 
 # Ours: a run of one layer takes under a minute with the first and under ten seconds with the second.
-_EXAMPLES = {"bnprobe": 30, "bnprobe-fast": 4}
+_EXAMPLES = {"bnprobe": 60, "bnprobe-fast": 4}
 _FOR_SMALLER = 60  # ours: examples in which to look for one that is smaller than the known one
 
 for _name, _count in _EXAMPLES.items():

@@ -22,7 +22,7 @@ from bnprobe.testing.properties.independence import (
     position_order,
     sample_order,
 )
-from bnprobe.testing.properties.memory import input_not_written, layout_does_not_matter
+from bnprobe.testing.properties.memory import input_not_written, layout_does_not_matter, stride_of_one_sample
 from bnprobe.testing.properties.moments import samuelson_bound, shape_of_distribution_kept, standardised_output
 from bnprobe.testing.properties.null_space import gradient_null_space, jacobian_spectrum, samples_coupled
 from bnprobe.testing.properties.numerical_derivatives import gradcheck, gradgradcheck
@@ -79,6 +79,7 @@ __all__ = [
     "sign_flip",
     "standardised_output",
     "state_dict_round_trip",
+    "stride_of_one_sample",
     "translation_invariance",
     "vectorised",
     "weight_scale",

@@ -7,6 +7,7 @@ from bnprobe.testing.strategies.batch import Batch, tensor
 from bnprobe.testing.strategies.batches import batches, recipes
 from bnprobe.testing.strategies.kinds import KINDS
 from bnprobe.testing.strategies.label_sets import label_sets
+from bnprobe.testing.strategies.layers import NormLayer, norm_layers
 from bnprobe.testing.strategies.layouts import LAYOUTS
 from bnprobe.testing.strategies.loaders import ORDERS, Loader, loaders
 from bnprobe.testing.strategies.networks import Network, networks
@@ -20,10 +21,12 @@ __all__ = [
     "Batch",
     "Loader",
     "Network",
+    "NormLayer",
     "batches",
     "label_sets",
     "loaders",
     "networks",
+    "norm_layers",
     "permutations",
     "recipes",
     "scales",

@@ -65,6 +65,13 @@ class Batch:
         return f"Batch({', '.join(told)})"
 
 
-def tensor(x: Batch | Tensor, device: str | torch.device = "cpu") -> Tensor:
-    """The tensor of a recipe, or the tensor itself."""
-    return x.tensor(device) if isinstance(x, Batch) else x.to(device)
+def tensor(
+    x: Batch | Tensor | list[Any], device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> Tensor:
+    """The tensor of a recipe; a tensor itself; of nested lists, what ``torch.tensor`` makes.
+
+    The last so that every example that hypothesis prints is code: it shows tensors of very few values by their values.
+    """
+    if isinstance(x, Batch):
+        return x.tensor(device)
+    return x.to(device) if isinstance(x, Tensor) else torch.tensor(x, device=device, dtype=dtype)

@@ -103,7 +103,9 @@ def batches(
     values: int = 1,
     samples: tuple[int, int] = _SAMPLES,
 ) -> st.SearchStrategy[Tensor]:
-    """Tensors; a failing example is printed as ``tensor(Batch(...))``, which makes it again.
+    """Tensors; a failing example is printed as ``tensor(Batch(...))``, or ``tensor([...])`` where that is shorter.
+
+    Both are code, with :func:`bnprobe.testing.strategies.tensor`; the second loses the layout in memory.
 
     Args are those of :func:`recipes`.
     """

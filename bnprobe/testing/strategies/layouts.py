@@ -22,9 +22,11 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _transposed(x: Tensor) -> Tensor:
-    """The first axis innermost."""
+    """The first axis innermost; strides of axes of length 1, which mean nothing, as if they were outermost."""
     order = tuple(reversed(range(x.ndim)))
-    return x.permute(order).contiguous().permute(order)
+    moved = x.permute(order).contiguous().permute(order)
+    strides = [max(x.numel(), 1) if size == 1 else stride for size, stride in zip(x.shape, moved.stride(), strict=True)]
+    return moved.as_strided(moved.shape, strides)
 
 
 def _strided(x: Tensor) -> Tensor:
