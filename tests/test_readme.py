@@ -44,6 +44,16 @@ def test_the_jacobians_are_measured():
     exec(block("test: jacobians"), {"bnprobe": bnprobe, "model": mlp(), "x": torch.randn(16, 6)})
 
 
+def test_scale_invariance_and_the_others_run():
+    import torch
+
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = batches((16, 6), 1)[0]
+    names = {"model": model, "loss": None, "batch": batch, "optimizer": optimizer}
+    exec(block("test: scale"), {"bnprobe": bnprobe, **names})
+
+
 def test_pictures_and_files_that_it_names_are_there():
     for path in re.findall(r"!\[.*?\]\((.*?)\)", README) + re.findall(r"`([\w/]+\.(?:md|txt|ipynb|py))`", README):
         assert (ROOT / path).exists(), path
