@@ -63,8 +63,8 @@ def columns(numbers: Array, sizes: Array, units: Array, rates: Sequence[Rates]) 
     rate = np.array([float(one.learning_rate) for one in rates])
     with np.errstate(all="ignore"):
         turned = norm_dynamics.angle(after, change, dot_change)
-        cross = np.sin(turned) * norm / after  # what the angle's root was taken of is its square
-        reach = np.sqrt(cross**2 + 4 * rounding * (change / after) ** 2) - cross
+        sine = np.sin(turned)  # over both norms, the root that the angle was taken of
+        reach = np.sqrt(sine**2 + 4 * rounding * (change / norm) ** 2) - sine
         made = {
             "weight_norm": (norm, None),
             "weight_grad_norm": (grad_norm, None),
