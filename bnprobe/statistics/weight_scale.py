@@ -3,18 +3,19 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from bnprobe.errors import ArgumentError, SelectionError
 from bnprobe.hooks.sites import Site, find_sites, named_layers
-from bnprobe.hooks.tensors import tensors_in, with_tensors
+from bnprobe.hooks.tensors import tensors_in
 from bnprobe.measures.loss import Loss
+from bnprobe.measures.scale_invariance import scale_invariance
 from bnprobe.schedule import Schedule, as_schedule
+from bnprobe.statistics.fixed_batch import beside, kept
 from bnprobe.statistics.track import Track
 from bnprobe.statistics.weight_reading import Slot, slots_of
 from bnprobe.statistics.weight_tracker import Candidates, WeightTracker
@@ -105,7 +106,7 @@ class WeightScale(Track):
         if self.batch is not None:
             if next(tensors_in(self.batch), None) is None:
                 raise ArgumentError(f"batch must hold tensors; got {type(self.batch).__name__}")
-            object.__setattr__(self, "batch", with_tensors(self.batch, _copy))
+            object.__setattr__(self, "batch", kept(self.batch))
         if not isinstance(self.screen, int) or isinstance(self.screen, bool) or self.screen < 1:
             raise ArgumentError(f"screen must be an int of at least 1; got {self.screen!r}")
         if not self.tolerance > 0:
@@ -155,13 +156,7 @@ class WeightScale(Track):
 
     def _search(self, root: nn.Module) -> Collection[str]:
         """Names of the parameters that are scale-invariant as whole tensors."""
-        scale_invariance = import_module("bnprobe.measures.scale_invariance").scale_invariance  # only where wanted
-        first: Tensor | None = next((one for one in (*root.parameters(), *root.buffers())), None)
-        device = torch.device("cpu") if first is None else first.device
-        names: Collection[str] = scale_invariance(
-            root, self.loss, with_tensors(self.batch, lambda tensor: tensor.to(device))
-        ).parameters
-        return names
+        return scale_invariance(root, self.loss, beside(root, self.batch)).parameters
 
     def _slot(self, root: nn.Module, name: str) -> Slot:
         """Where the parameter of this name is kept; of one that has several names, any will do."""
@@ -177,7 +172,3 @@ class WeightScale(Track):
         near = get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"near names: {', '.join(near)}" if near else f"the model has {len(known)} parameters"
         raise SelectionError(f"parameters: {name!r} is no parameter of {type(root).__name__}; {hint}")
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()

@@ -3,7 +3,7 @@
 import copy
 import math
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -494,10 +494,16 @@ def search(monkeypatch):
             raise answer
         return SimpleNamespace(parameters=answer)
 
-    module = ModuleType("bnprobe.measures.scale_invariance")
-    module.scale_invariance = scale_invariance
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(sys.modules["bnprobe.statistics.weight_scale"], "scale_invariance", scale_invariance)
     return stand_in
+
+
+def test_the_search_finds_what_the_measurement_finds():
+    run = screened(s.WeightScale(batch=batches((16, 6), 1)[0]), lambda model: 0, steps=3)
+    torch.manual_seed(0)
+    found = bnprobe.scale_invariance(Mixed(), None, batches((16, 6), 1)[0]).parameters
+    assert "first.weight" in found
+    assert {f"{name}.weight" for name in followed(run)} == found
 
 
 def test_given_a_batch_they_are_searched_for_once(search):

@@ -1,5 +1,6 @@
 """Hypotheses put to the test: parameters are scaled, all at once and each by a factor of its own."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -34,6 +35,7 @@ class Trial:
         inner: ``[C]`` for each member of each: <w, a G(a w)>.
         loss: relative change of the loss.
         others: relative change of the gradients of what was left alone.
+        beside_zero: ``[units]`` for each: the same of those parameters of its layer that are zero.
         seen: the normalizations.
         exact: relative size up to which a number counts as zero.
     """
@@ -45,6 +47,7 @@ class Trial:
     inner: list[tuple[Array, ...]]
     loss: float
     others: float
+    beside_zero: list[Array]
     seen: list[Seen]
     exact: float
 
@@ -99,6 +102,7 @@ class Tester:
     noise: float
     start: float = 1.0
     refuted: list[tuple[Hypothesis, NDArray[np.bool_], str, str]] = field(default_factory=list)
+    _zero: dict[int, bool] = field(default_factory=dict, init=False)
 
     def powers(self, hypothesis: Hypothesis) -> Array:
         """Random powers of two: scaling by them makes no rounding errors, so that a law holds in the same bits."""
@@ -130,12 +134,46 @@ class Tester:
         except NotMeasuredError as error:
             trial, why = None, str(error)
         if trial is not None and trial.holds(tolerance):
-            return left, trial
+            return self._alone(left, trial, tolerance)
         if len(left) == 1:
             return self._restricted(left[0], trial, draw, tolerance) if trial else self.give_up(left, why)
         bad = self._suspects(left, trial)
         good, _ = self.surviving([one for one in left if one not in bad], draw, tolerance)
         return [*good, *self.surviving(bad, draw, tolerance)[0]], None
+
+    def _alone(
+        self, hypotheses: list[Hypothesis], trial: Trial, tolerance: float
+    ) -> tuple[list[Hypothesis], Trial | None]:
+        """Those that are invariant alone; of the others, the trial says nothing once they are out.
+
+        Where a parameter is zero (a beta at the beginning), scaling it together with its gamma is scaling gamma alone:
+        what tells them apart is that then its gradient becomes 1/a of what it was.
+        """
+        good = []
+        for one, changed in zip(hypotheses, trial.beside_zero, strict=True):
+            wrong = changed > tolerance
+            if wrong.any():
+                names = ", ".join(self.held[place].name for place in self.zeros(one.members))
+                self.refuted.append((one, wrong, "not", f"only together with {names}, now zero"))
+            else:
+                good.append(one)
+        return good, trial if len(good) == len(hypotheses) else None
+
+    def zeros(self, members: Sequence[int]) -> list[int]:
+        """Parameters of the same layer that are zero, and their gradients are not."""
+        layers = {self.held[place].layer_name for place in members}
+        return [
+            place
+            for place, one in enumerate(self.held)
+            if place not in members and one.layer_name in layers and not one.why
+            and self.screened.gradients[place] is not None and self._is_zero(place)
+        ]  # fmt: skip
+
+    def _is_zero(self, place: int) -> bool:
+        if place not in self._zero:
+            gradient = self.screened.gradients[place]
+            self._zero[place] = not self.passes.own(place).any() and gradient is not None and bool(gradient.any())
+        return self._zero[place]
 
     def _suspects(self, left: list[Hypothesis], trial: Trial | None) -> list[Hypothesis]:
         """Some of them, not all: whose gradient was not quite orthogonal, or changed most; else the first half."""
@@ -180,6 +218,7 @@ class Tester:
         if found.loss.isnan():
             raise NotMeasuredError("the loss is not finite when it is scaled")
         touched = {member for one in hypotheses for member in one.members}
+        zeros = [[] if one.shift else [z for z in self.zeros(one.members) if z not in touched] for one in hypotheses]
         compared = [self._compared(one, base, found, changes) for one in hypotheses]
         before, after = float(base.loss), float(found.loss)
         return Trial(
@@ -189,7 +228,10 @@ class Tester:
             ratios=[one[1] for one in compared],
             inner=[one[2] for one in compared],
             loss=abs(after - before) / max(abs(before), 1e-30),
-            others=_others(base, found, touched),
+            others=_others(base, found, touched.union(*zeros)),
+            beside_zero=[
+                self._beside_zero(one, some, base, found) for one, some in zip(hypotheses, zeros, strict=True)
+            ],
             seen=found.seen,
             exact=self.exact,
         )
@@ -232,6 +274,25 @@ class Tester:
                 return np.sqrt(squares[0]) / hypothesis.floor, ratio * np.nan, tuple(inner)
             mismatch = np.where(squares[0] > 0, np.sqrt(squares[0] / squares[2]), 0.0)
         return mismatch, ratio, tuple(inner)
+
+    def _beside_zero(self, hypothesis: Hypothesis, zeros: Sequence[int], base: Pass, found: Pass) -> Array:
+        """``[units]``: relative change of the gradients of these, channel by channel where they have its channels."""
+        worst, units = np.zeros(hypothesis.count), hypothesis.units[0]
+        for place in zeros:
+            before, after = base.gradients[place], found.gradients[place]
+            if before is None or after is None:
+                continue
+            one = self.held[place]
+            old, new = wide(one.rows(before)), wide(one.rows(after))
+            change, size = host(torch.stack([(new - old).square().sum(1), old.square().sum(1)]))
+            if one.channels != len(units):
+                worst = np.maximum(worst, math.sqrt(change.sum() / max(size.sum(), 1e-300)))
+                continue
+            used = units >= 0
+            change, size = (np.bincount(units[used], row[used], hypothesis.count) for row in (change, size))
+            least = size.mean() * self.noise**2  # of channels with next to no gradient rounding is all
+            worst = np.maximum(worst, np.sqrt(change / np.maximum(size, max(least, 1e-300))))
+        return worst
 
     def _restricted(
         self, hypothesis: Hypothesis, trial: Trial, draw: Callable[[Hypothesis], Array], tolerance: float
