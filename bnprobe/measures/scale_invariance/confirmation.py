@@ -20,6 +20,9 @@ __all__ = ["Tester", "Trial"]
 _POWERS = (0.25, 0.5, 2.0, 4.0)
 _SHIFT = 0.25  # what a norm layer's input notices and its rounding does not (ours)
 _MOSTLY = 0.5  # of the largest change (ours)
+_RESERVED = 3  # passes that remain for measuring what holds
+_FOR_ZEROS = 6  # passes for telling apart what stands beside a zero: gains of a network as it is made (ours)
+_RETRIES = 3  # with ever fewer channels of one parameter (ours)
 _SURELY = 0.3  # relative change of a unit's own gradient that is no rounding (ours; factors change it by 0.5 and more)
 
 
@@ -103,6 +106,8 @@ class Tester:
     start: float = 1.0
     refuted: list[tuple[Hypothesis, NDArray[np.bool_], str, str]] = field(default_factory=list)
     _zero: dict[int, bool] = field(default_factory=dict, init=False)
+    _spare: int = field(default=_FOR_ZEROS, init=False)
+    _tries: dict[tuple[int, ...], int] = field(default_factory=dict, init=False)
 
     def powers(self, hypothesis: Hypothesis) -> Array:
         """Random powers of two: scaling by them makes no rounding errors, so that a law holds in the same bits."""
@@ -127,8 +132,14 @@ class Tester:
         left = list(hypotheses)
         if not left:
             return [], None
-        if self.passes.count >= self.limit:
+        if self.passes.count >= self.limit - min(_RESERVED, self.limit // 4):
             return self.give_up(left, f"not confirmed: more than {self.limit} passes are needed")
+        if all(self._beside_zeros(one) for one in left):
+            if self._spare <= 0:
+                return self.give_up(
+                    left, "not confirmed: if it holds, then perhaps only with what is zero in its layer"
+                )
+            self._spare -= 1
         try:
             trial: Trial | None = self.trial(left, draw)
         except NotMeasuredError as error:
@@ -169,6 +180,9 @@ class Tester:
             and self.screened.gradients[place] is not None and self._is_zero(place)
         ]  # fmt: skip
 
+    def _beside_zeros(self, hypothesis: Hypothesis) -> bool:
+        return not hypothesis.shift and bool(self.zeros(hypothesis.members))
+
     def _is_zero(self, place: int) -> bool:
         if place not in self._zero:
             gradient = self.screened.gradients[place]
@@ -176,11 +190,15 @@ class Tester:
         return self._zero[place]
 
     def _suspects(self, left: list[Hypothesis], trial: Trial | None) -> list[Hypothesis]:
-        """Some of them, not all: whose gradient was not quite orthogonal, or changed most; else the first half."""
+        """Some of them, not all.
+
+        What may hold only with a zero beside it; else whose gradient was not quite orthogonal, or changed most; else
+        the first half.
+        """
         most = {} if trial is None else {one: worst.max() for one, worst in zip(left, trial.mismatches, strict=True)}
         doubted = [one for one in left if one.doubt > self.noise]
         changed = [one for one in most if not most[one] < _MOSTLY * max(most.values())]
-        for some in (doubted, changed):
+        for some in ([one for one in left if self._beside_zeros(one)], doubted, changed):
             if 0 < len(some) < len(left):
                 return some
         return left[: len(left) // 2]
@@ -299,6 +317,9 @@ class Tester:
     ) -> tuple[list[Hypothesis], Trial | None]:
         """Try it again without the units whose own gradients changed."""
         wrong = ~(trial.mismatches[0] <= trial.allowed(hypothesis, tolerance))
+        self._tries[hypothesis.members] = self._tries.get(hypothesis.members, 0) + 1
+        if self._tries[hypothesis.members] > _RETRIES:
+            return self.give_up([hypothesis], "not confirmed: which of its channels change the loss did not come out")
         if wrong.all() or not wrong.any():
             most = float(trial.mismatches[0].min()) if wrong.all() else max(trial.loss, trial.others)
             return self._refused(hypothesis, wrong | ~wrong.any(), most)

@@ -184,11 +184,16 @@ class _Measurement:
     ) -> tuple[list[Hypothesis], list[Trial]]:
         """What holds, and two trials of all of it together, the second of them measured."""
         kept, exact = tester.surviving(scaled, tester.powers, min(16 * self._exact, 0.1))
+        trial = tester.attempt([*kept, *moved], tester.factors, self._close)
+        if moved and trial is None:
+            moved, _ = tester.surviving(moved, tester.factors, self._close)
+            trial = tester.attempt([*kept, *moved], tester.factors, self._close)
         kept = [*kept, *moved]
-        trial = tester.attempt(kept, tester.factors, self._close)
+        # Where rounding moves activations over kinks, powers of two do not.
+        trial = trial or tester.attempt(kept, tester.powers, self._close)
         if kept and trial is None:
             kept, _ = tester.surviving(kept, tester.factors, self._close)
-            trial = tester.attempt(kept, tester.factors, self._close)
+            trial = tester.attempt(kept, tester.powers, self._close)
         if kept and trial is None:
             tester.give_up(kept, "not confirmed: it holds by itself, but not together with what else seemed to")
             return [], []
