@@ -13,9 +13,10 @@ def rounding(dtype: torch.dtype, shape: tuple[int, int]) -> float:
 
     A sum of n products is off by ``sqrt(n)`` roundings with a probability near 1, rather than by n (Higham & Mary
     2019), and a singular value averages over the errors of as many sums: four roundings (ours, for what layers add).
-    The algebra afterwards is done in double precision.
+    The algebra afterwards is done in double precision; LAPACK's divide and conquer was seen to be off by 34 roundings
+    on an 11 x 12 matrix.
     """
-    return 4 * torch.finfo(dtype).eps + 2 * (4 + math.sqrt(max(shape))) * torch.finfo(torch.float64).eps
+    return 4 * torch.finfo(dtype).eps + 8 * (4 + math.sqrt(max(shape))) * torch.finfo(torch.float64).eps
 
 
 def upper_bounds(theta: Tensor, gram: Tensor, rest: Tensor, hidden: Tensor) -> Tensor:
