@@ -1,7 +1,7 @@
 """All laws that a normalization layer must obey, checked at once or as one pytest item each."""
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,16 +157,49 @@ def checks_of(
     Raises:
         ArgumentError: a name of a law that there is not.
     """
+    laws = {name: law for name, law in LAWS.items() if like in law.likes}
+    return chosen_checks(LAWS, laws.values(), expected_failures, only, profile, seed)
+
+
+def chosen_checks(
+    known: Mapping[str, Law],
+    laws: Iterable[Law],
+    expected_failures: Mapping[str, str] | None,
+    only: Sequence[str] | None,
+    profile: str | None,
+    seed: int | None,
+) -> list[Check]:
+    """Checks of those of ``laws`` that ``only`` names.
+
+    Raises:
+        ArgumentError: a name that is not ``known``.
+    """
     expected = dict(expected_failures or {})
     for name in (*expected, *(only or ())):
-        if name not in LAWS:
-            near = difflib.get_close_matches(name, LAWS, n=3, cutoff=0.4)
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
             raise ArgumentError(f"there is no law {name!r}" + (f"; near are {', '.join(near)}" if near else ""))
-    return [
-        Check(law, expected.get(name), profile, seed)
-        for name, law in LAWS.items()
-        if like in law.likes and (only is None or name in only)
-    ]
+    return [Check(law, expected.get(law.name), profile, seed) for law in laws if only is None or law.name in only]
+
+
+def conclude(subject: Subject, checks: Sequence[Check]) -> Conformance:
+    """Check everything, and say which laws hold.
+
+    Raises:
+        LawBrokenError: a law does not hold; the message has every such law.
+    """
+    outcomes = [check.outcome(subject) for check in checks]
+    failures = [one.failure for one in outcomes if one.failure is not None]
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        told = "\n\n".join(str(one) for one in failures)
+        raise LawBrokenError(f"{subject.title} breaks {len(failures)} of {len(checks)} laws\n\n{told}")
+    return Conformance(
+        tuple(one.name for one in outcomes if one.skipped is None and one.expected is None),
+        {one.name: one.skipped for one in outcomes if one.skipped is not None},
+        {one.name: one.expected for one in outcomes if one.expected is not None},
+    )
 
 
 def check_norm_layer(
@@ -211,18 +244,7 @@ def check_norm_layer(
     """
     subject = Subject(make, like, shapes, channels, dtypes, device, tuple(settings.items()))
     checks = checks_of(like, expected_failures=expected_failures, only=only, profile=profile, seed=seed)
-    outcomes = [check.outcome(subject) for check in checks]
-    failures = [one.failure for one in outcomes if one.failure is not None]
-    if len(failures) == 1:
-        raise failures[0]
-    if failures:
-        told = "\n\n".join(str(one) for one in failures)
-        raise LawBrokenError(f"{subject.title} breaks {len(failures)} of {len(checks)} laws\n\n{told}")
-    return Conformance(
-        tuple(one.name for one in outcomes if one.skipped is None and one.expected is None),
-        {one.name: one.skipped for one in outcomes if one.skipped is not None},
-        {one.name: one.expected for one in outcomes if one.expected is not None},
-    )
+    return conclude(subject, checks)
 
 
 def norm_layer_checks(

@@ -1,14 +1,12 @@
 """All laws of normalization that a whole model must obey, checked at once or as one pytest item each."""
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from torch import nn
 
-from bnprobe.errors import ArgumentError, LawBrokenError
 from bnprobe.measures.loss import Loss
-from bnprobe.testing.conformance import Check, Conformance
+from bnprobe.testing.conformance import Check, Conformance, chosen_checks, conclude
 from bnprobe.testing.models import MODEL_LAWS, Model
 from bnprobe.testing.subject import Subject
 
@@ -29,16 +27,7 @@ def checks_of_models(
     Raises:
         ArgumentError: a name of a law that there is not.
     """
-    expected = dict(expected_failures or {})
-    for name in (*expected, *(only or ())):
-        if name not in MODEL_LAWS:
-            near = difflib.get_close_matches(name, MODEL_LAWS, n=3, cutoff=0.4)
-            raise ArgumentError(f"there is no law {name!r}" + (f"; near are {', '.join(near)}" if near else ""))
-    return [
-        Check(law, expected.get(name), profile, seed)
-        for name, law in MODEL_LAWS.items()
-        if only is None or name in only
-    ]
+    return chosen_checks(MODEL_LAWS, MODEL_LAWS.values(), expected_failures, only, profile, seed)
 
 
 def check_model(
@@ -74,18 +63,7 @@ def check_model(
     """
     model = cast(Subject, Model(make_model, inputs, loss))  # a check asks no more of its subject than a model has
     checks = checks_of_models(expected_failures=expected_failures, only=only, profile=profile, seed=seed)
-    outcomes = [check.outcome(model) for check in checks]
-    failures = [one.failure for one in outcomes if one.failure is not None]
-    if len(failures) == 1:
-        raise failures[0]
-    if failures:
-        told = "\n\n".join(str(one) for one in failures)
-        raise LawBrokenError(f"{model.title} breaks {len(failures)} of {len(checks)} laws\n\n{told}")
-    return Conformance(
-        tuple(one.name for one in outcomes if one.skipped is None and one.expected is None),
-        {one.name: one.skipped for one in outcomes if one.skipped is not None},
-        {one.name: one.expected for one in outcomes if one.expected is not None},
-    )
+    return conclude(model, checks)
 
 
 def model_checks(

@@ -106,12 +106,16 @@ def scalings(found: Sequence[Products], tolerance: float, noise: float = 0.0) ->
 
     First channel by channel; then in blocks of neighbouring channels, as group norm and fused projections make them;
     then as a whole; at last, to within ``noise``, some channels of it.
+
+    A gradient that is nothing but rounding points anywhere (behind batch norm over two values, a sign, it vanishes):
+    then it has no say, and scaling by powers of two has, which the rounding errors follow to the last bit.
     """
+    largest = max((one.gradient.max(initial=0.0) for one in found), default=0.0)
     for index, one in enumerate(found):
         alive = one.alive
         if not alive.any():
             continue
-        flat = np.abs(one.inner) <= tolerance * one.size
+        flat = (np.abs(one.inner) <= tolerance * one.size) | (one.gradient <= noise * largest)
         units = _units(one, flat, tolerance)
         some = alive & (np.abs(one.inner) <= noise * one.size)  # of many channels, more are nearly flat by accident
         if units is None and some.any():
