@@ -67,7 +67,8 @@ class FrozenButUpdating(Rule):
         layers = first if len(moves) == 1 else f"{len(moves)} layers ({first}, ...)"
         yield Opinion(
             severity,
-            f"{layers} {'is' if len(moves) == 1 else 'are'} frozen but in training mode, so that every forward moves the running statistics{told}",
+            f"{layers} {'is' if len(moves) == 1 else 'are'} frozen but in training mode, so that every forward "
+            f"moves the running statistics{told}",
             first if len(moves) == 1 else "",
             effect=effect,
             impact=impact,

@@ -46,8 +46,14 @@ class ExtraUpdatesPerStep(Rule):
     )
     needs = ("step",)
     untrained = True
-    sick = "block = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))\ny = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)"
-    healthy = "block = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))\ny = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)"
+    sick = (
+        "block = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))\n"
+        "y = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)"
+    )
+    healthy = (
+        "block = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))\n"
+        "y = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)"
+    )
 
     values: float = 64
     few: float = 16
@@ -68,6 +74,7 @@ class ExtraUpdatesPerStep(Rule):
         severity = Severity.WARNING if values < (self.values if again else self.few) and hurts else Severity.INFO
         momentum = evidence.value("momentum", worst.layer, 0.1)
         effective = 1 - (1 - momentum) ** k
+        acting = effective if again else momentum
         said = f"{len(repeated)} layers update their statistics {k:.3g} times a step"
         if len(repeated) == 1:
             said = f"{worst.layer} updates its statistics {k:.3g} times a step"
@@ -75,8 +82,8 @@ class ExtraUpdatesPerStep(Rule):
         if values < float("inf"):
             numbers += [
                 Quantity("effective number of values of a batch", values),
-                Quantity("tremble of a running mean", sqrt((effective if again else momentum) / (2 - (effective if again else momentum)) / max(values, 1e-9)), "standard deviations"),
-            ]  # fmt: skip
+                Quantity("tremble of a running mean", _tremble(acting, values), "standard deviations"),
+            ]
         yield Opinion(
             severity,
             f"{said}, which act like momentum {effective:.2g} instead of {momentum:.2g}",
@@ -87,6 +94,11 @@ class ExtraUpdatesPerStep(Rule):
             remedy=self.remedy.replace("k\n", f"{k:.0f}\n").replace("/ k", f"/ {k:.0f}"),
             causes=tuple(_causes(evidence, worst)),
         )
+
+
+def _tremble(momentum: float, values: float) -> float:
+    """Standard deviation of a running mean about the mean, in those of the layer's input."""
+    return sqrt(momentum / (2 - momentum) / max(values, 1e-9))
 
 
 def _values(evidence: Evidence, layer: str) -> float:

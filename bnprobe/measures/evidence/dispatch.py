@@ -36,8 +36,9 @@ def measure(patient: Patient) -> list[Fact]:
     ``norm_calls``: of the model. ``unregistered_norms``: norm modules that are no part of the model and have weights or
     statistics; ``created_norms``: those of them that the next forward makes anew; ``unregistered_by_batch``,
     ``functional_by_batch``: calls that use statistics of the batch all the same. ``unregistered_trainable``: whether
-    one of them is in training mode and has weights that want gradients (one that is hidden on purpose is in neither). ``eval_unreached``: registered batch norms that ``eval()`` leaves in
-    training mode. ``unseen_parts``: scripted or quantized modules.
+    one of them is in training mode and has weights that want gradients (one that is hidden on purpose is not).
+    ``eval_unreached``: registered batch norms that ``eval()`` leaves in training mode. ``unseen_parts``:
+    scripted or quantized modules.
     """
     norms = patient.batch_norms  # before the mode is set: to find them is a forward
     patient.origin.rewind()
