@@ -16,7 +16,7 @@ from bnprobe.hooks.outputs import order_of_entry
 from bnprobe.hooks.segments import plain_forward
 from bnprobe.hooks.sites import Site, named_layers, unwrap
 from bnprobe.hooks.tensors import tensors_in, with_tensors
-from bnprobe.measures.evidence.moments import Moments, moments
+from bnprobe.measures.evidence.moments import Moments
 from bnprobe.measures.evidence.pooling import Pooled, pooled
 from bnprobe.measures.loss import Loss
 from bnprobe.measures.untouched import Origin
@@ -131,9 +131,9 @@ class Patient:
     # -- running the model ------------------------------------------------------------------------------------------
 
     def run(self, batch: Any, model: Callable[..., Any] | None = None) -> Any:
-        """Whatever the model (or another callable) returns for a batch."""
-        target = self.root if model is None else model
-        with plain_forward(self.root):
+        """Whatever the model (or another callable) returns for a batch; with gradients where the caller has them on."""
+        target, gradients = self.root if model is None else model, torch.is_grad_enabled()
+        with plain_forward(self.root), torch.set_grad_enabled(gradients):
             if self.given.forward is not None:
                 return self.given.forward(target, batch)  # type: ignore[arg-type]  # a callable stands for the model
             return self._call(target, batch)
@@ -221,10 +221,10 @@ class Patient:
         """Statistics of all batches together, layer by layer."""
         return pooled(self)
 
-    @cached_property
+    @property
     def moments(self) -> Moments:
-        """Moments of each batch at each batch norm's input, with pooled statistics before it."""
-        return moments(self)
+        """Moments of each batch at each batch norm's input, where samples have not influenced one another yet."""
+        return self.pooled.moments
 
     def _call(self, target: Callable[..., Any], batch: Any) -> Any:
         arguments = self._arguments(batch)
@@ -249,7 +249,7 @@ class Patient:
 
     def _loss(self, batch: Any) -> Tensor:
         if self.given.loss is not None:
-            with plain_forward(self.root):
+            with plain_forward(self.root), torch.no_grad():
                 value = self.given.loss(self.root, batch)
             if not isinstance(value, Tensor) or value.numel() != 1:
                 raise NotMeasuredError(f"the loss must be one number; got {type(value).__name__}")

@@ -56,7 +56,7 @@ def _losses(patient: Patient) -> list[Fact]:
     ]
     usable = np.isfinite(found["pooled"]) & np.isfinite(found["batch"])
     kept = {way: values[usable] for way, values in found.items()}
-    return facts + [fact for fact in _summaries(kept, sizes[usable], patient.seed)]
+    return [*facts, *_summaries(kept, sizes[usable], patient.seed)]
 
 
 def _or_nan(patient: Patient, batch: object) -> float:
