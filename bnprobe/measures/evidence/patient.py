@@ -21,7 +21,7 @@ from bnprobe.measures.evidence.pooling import Pooled, pooled
 from bnprobe.measures.loss import Loss
 from bnprobe.measures.untouched import Origin
 
-__all__ = ["INTENTS", "Given", "Patient"]
+__all__ = ["INTENTS", "Given", "Patient", "collect", "device_of", "set_modes"]
 
 INTENTS = ("serve", "train", "frozen", "batch-stats-at-test", "transductive")
 Forward = Callable[[nn.Module, Any], Any]
@@ -282,6 +282,11 @@ def collect(loader: Iterable[Any], limit: int, device: torch.device | None) -> l
     if device is None:
         return found
     return [with_tensors(batch, lambda one: one.to(device)) for batch in found]
+
+
+def device_of(model: nn.Module) -> torch.device | None:
+    """Where its parameters are; None where it has none."""
+    return next((one.device for one in model.parameters()), None)
 
 
 def set_modes(patient: Patient, how: str) -> None:

@@ -3,7 +3,7 @@
 The total mean and variance of a layer's inputs over all batches together, each layer's with the layers before it
 already normalized by theirs; so the composition of the batches has no say (Wu and Johnson 2021, section 3). Exact after
 as many passes as there are layers. Here passes over some of the batches are repeated until one more changes nothing
-that matters, and a last pass over all of them gives the statistics, and the moments of every single batch.
+that matters, then over all of them; the last gives the statistics, and the moments of every single batch.
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ __all__ = ["Pooled", "install", "pooled"]
 
 SETTLED = 0.01  # ours: a hundredth of a standard deviation moves no judgement
 DRAFT_BATCHES, DRAFT_PASSES = 8, 6  # ours: healthy networks settle in two or three
+FULL_SETTLED, FULL_PASSES = 0.03, 4  # ours: other batches than the draft's move the mean by as much at random
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,14 @@ def pooled(patient: "Patient") -> Pooled:
     while now.change >= SETTLED and now.passes < DRAFT_PASSES:
         install(patient, now)
         now = Pooled.of(observe(patient.batch_norms, draft, patient.run), now)
-    install(patient, now)
     names = [site.name for site in patient.batch_norms]
     ends = [*names[:1], *names[-1:]]
-    return Pooled.of(observe(patient.batch_norms, numbered, patient.run, ends), now)
+    for _ in range(FULL_PASSES):
+        install(patient, now)
+        now = Pooled.of(observe(patient.batch_norms, numbered, patient.run, ends), now)
+        if now.change < FULL_SETTLED:
+            break
+    return now
 
 
 def install(patient: "Patient", statistics: Pooled) -> None:

@@ -24,9 +24,10 @@ def measure(patient: Patient) -> list[Fact]:
     """``mean_gap``, ``variance_gap``, ``mean_z`` (the median, and each channel) and ``stale_share`` of each layer."""
     if not patient.tracked:
         raise NotMeasuredError("no layer has running statistics")
-    facts = []
+    pooled, facts = patient.pooled, []
+    patient.origin.rewind()  # pooling has put statistics of its own into the layers
     for site in patient.tracked:
-        if site.name in patient.pooled.mean:
+        if site.name in pooled.mean:
             facts += gaps(patient, site)
     if not facts:
         raise NotMeasuredError("no layer with running statistics was called")
