@@ -7,7 +7,18 @@ import torch
 from torch import nn
 
 from benchmarks.doctor.data import (
-    CNN, Batch, cross_entropy, fit, images, pictures, shared, shuffled, trained_cnn, trained_mlp, batches, flat,
+    CNN,
+    Batch,
+    batches,
+    cross_entropy,
+    fit,
+    flat,
+    images,
+    pictures,
+    shared,
+    shuffled,
+    trained_cnn,
+    trained_mlp,
 )  # fmt: skip
 from benchmarks.doctor.setup import sick
 

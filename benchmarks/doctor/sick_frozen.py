@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.doctor.data import CNN, Batch, batches, fit, images, pictures, shared, shuffled, trained_cnn
+from benchmarks.doctor.data import Batch, batches, fit, images, pictures, shared, shuffled, trained_cnn
 from benchmarks.doctor.setup import sick
 
 # N03 -----------------------------------------------------------------------------------------------------------------

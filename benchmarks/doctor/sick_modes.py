@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.doctor.data import (
-    CNN, batches, cross_entropy, fit, flat, images, pictures, shuffled, trained_cnn, trained_mlp,
+    CNN,
+    batches,
+    cross_entropy,
+    fit,
+    flat,
+    images,
+    pictures,
+    shuffled,
+    trained_cnn,
+    trained_mlp,
 )  # fmt: skip
 from benchmarks.doctor.setup import sick
 

@@ -7,7 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.doctor.data import (
-    CNN, Batch, batches, fit, flat, images, mlp, pictures, shared, shuffled, trained_cnn,
+    CNN,
+    Batch,
+    batches,
+    fit,
+    flat,
+    images,
+    mlp,
+    pictures,
+    shared,
+    shuffled,
+    trained_cnn,
 )  # fmt: skip
 from benchmarks.doctor.setup import sick
 

@@ -1,6 +1,5 @@
 """Too few values for batch statistics (N04), or a single one (N05)."""
 
-
 from typing import Any
 
 import torch
@@ -9,7 +8,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.doctor.data import (
-    CNN, batches, cross_entropy, fit, flat, generator, images, mlp, pictures, shuffled, trained_mlp,
+    CNN,
+    batches,
+    cross_entropy,
+    fit,
+    flat,
+    generator,
+    images,
+    mlp,
+    pictures,
+    shuffled,
+    trained_mlp,
 )  # fmt: skip
 from benchmarks.doctor.setup import sick
 
