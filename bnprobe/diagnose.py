@@ -102,7 +102,7 @@ def diagnose(
     after = _hashes(modules)
     proof = {name: before[name] == after[name] for name in before}
     run = evidence.save(out if out is not None else tempfile.mkdtemp(prefix="bnprobe-"))
-    return diagnosis_of(evidence, run, proof, select, ignore)
+    return diagnosis_of(Evidence.of(run), run, proof, select, ignore)  # what is judged is what can be judged again
 
 
 def _evidence(patient: Patient, found: Examination) -> Evidence:
@@ -122,10 +122,7 @@ def _evidence(patient: Patient, found: Examination) -> Evidence:
 
 
 def _inventory(patient: Patient) -> list[Layer]:
-    try:
-        sites = patient.norms
-    except Exception:  # the model does not run: its layers are known all the same
-        return []
+    sites = patient.norms
     return [site.describe(observed=site.name in patient.order) for site in sites]
 
 

@@ -46,8 +46,8 @@ class Misfit:
 
     @property
     def p_value(self) -> float | None:
-        """Of the null hypothesis that the loss is no higher; None without labels."""
-        return None if self.excess is None else self.excess.p_value
+        """Of the null hypothesis that the loss is no higher; None without labels, and where the loss is not finite."""
+        return None if self.excess is None or self.excess.p_value != self.excess.p_value else self.excess.p_value
 
     def excess_of(self, least: float) -> bool:
         """Whether the loss is higher by that share at least."""

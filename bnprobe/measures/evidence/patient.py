@@ -107,12 +107,17 @@ class Patient:
 
     @cached_property
     def order(self) -> list[str]:
-        """Names of the layers that a forward enters, in the order of their first calls."""
+        """Names of the layers that a forward enters, in the order of their first calls; none where it raises."""
         self.origin.rewind()
         set_modes(self, "stored")
         layers = dict(named_layers(self.root))
-        with torch.no_grad():
-            return order_of_entry(layers, lambda: self.run(self.batches[0]))[1]
+        try:
+            with torch.no_grad():
+                return order_of_entry(layers, lambda: self.run(self.batches[0]))[1]
+        except Exception:  # each measurement that runs the model will say so
+            return []
+        finally:
+            self.origin.rewind()
 
     @cached_property
     def batch_norms(self) -> list[Site]:

@@ -49,6 +49,7 @@ def _losses(patient: Patient) -> list[Fact]:
         for number, batch in enumerate(patient.batches):
             normalizing(patient, way)
             found[way][number] = _or_nan(patient, batch)
+    found["stored"][np.isnan(found["stored"])] = np.inf  # worse than any loss, and not missing
     facts = [
         Fact(f"batch_loss_{way}", float(value), batch=number, place="loss", count=int(sizes[number]))
         for way in WAYS
