@@ -1,35 +1,57 @@
 """``python -m benchmarks.doctor.check [NAME ...]``: what each set-up costs its network, without the doctor."""
 
+import copy
 import sys
 import time
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.doctor.data import cross_entropy
-from benchmarks.doctor.harm import accuracy, swap, triangle
+from benchmarks.doctor.data import Loss
+from benchmarks.doctor.harm import accuracy, effective_values, swap, triangle
 from benchmarks.doctor.setup import Setup, all_setups
 
 
 def figures(made: dict[str, Any]) -> dict[str, float]:
-    """Losses on the loader, and the reference's; how much outputs depend on mates in the mode handed over."""
-    batches = list(made["loader"])
-    loss = made.get("loss") or cross_entropy
-    call = made.get("forward")
-    if call is not None and "loss" not in made:
-        loss = lambda model, batch: nn.functional.cross_entropy(call(model, batch), batch[1])  # noqa: E731
-    full = [one for one in batches if not isinstance(one[0], torch.Tensor) or len(one[0]) > 1]
-    found = triangle(made["model"], full, loss)
-    if call is None and isinstance(full[0], tuple):
-        found["swap"] = swap(made["model"], full)
-    if loss is cross_entropy:
-        found["accuracy"] = accuracy(made["model"].eval(), full)
-    if "reference" in made:
-        found |= {f"reference's {name}": value for name, value in triangle(made["reference"], full, loss).items()}
-    if "val_loader" in made:
-        found |= {f"val {name}": value for name, value in triangle(made["model"], made["val_loader"], loss).items()}
+    """Losses on the loader by stored, batch and pooled statistics; what the further arguments show."""
+    model, batches = made["model"], list(made["loader"])
+    call = made.get("forward") or (lambda model, batch: model(batch[0]))
+    loss = made.get("loss") or (lambda model, batch: F.cross_entropy(call(model, batch), batch[1]))
+    full = [one for one in batches if len(one[0]) > 1]
+    found: dict[str, float] = {}
+    if "forward" not in made and len({one[0].shape[1:] for one in full}) == 1:
+        found["swap"] = swap(copy.deepcopy(model), full)
+    found |= triangle(model, full, loss)
+    found["values"] = effective_values(model, full, call)
+    if loss is not made.get("loss") and "forward" not in made:
+        found["accuracy"] = accuracy(copy.deepcopy(model).eval(), full)
+    return found | _further(made, full, loss)
+
+
+def _further(made: dict[str, Any], full: list[Any], loss: Loss) -> dict[str, float]:
+    model, found = made["model"], {}
+    for name in ("reference", "val_loader"):
+        if name in made:
+            pair = (made[name], full) if name == "reference" else (model, made[name])
+            found |= {f"{name}'s {kind}": value for kind, value in triangle(*pair, loss).items()}
+    if "exported" in made:
+        with torch.no_grad():
+            want, have = model(full[0][0]), made["exported"](full[0][0])
+        found["off by"] = float((want - have).abs().max() / want.std())
+    if "step" in made:
+        before = _counted(model)
+        made["step"]()
+        found["updates a step"] = _counted(model) - before
+    if "evaluate" in made:
+        made["evaluate"]()
+        found["stored after evaluate"] = triangle(model, full, loss)["stored"]
     return found
+
+
+def _counted(model: nn.Module) -> int:
+    return max(int(one) for name, one in model.named_buffers() if name.endswith("num_batches_tracked"))
 
 
 def line(setup: Setup, seed: int = 0) -> str:

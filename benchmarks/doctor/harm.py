@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks.doctor.data import Loss, cross_entropy
 
-__all__ = ["accuracy", "mean_loss", "pool", "swap", "triangle"]
+__all__ = ["accuracy", "effective_values", "mean_loss", "pool", "swap", "triangle"]
 
 
 def _norms(model: nn.Module) -> list[_BatchNorm]:
@@ -81,3 +81,24 @@ def swap(call: Callable[[Tensor], Tensor], batches: Sequence[Any], samples: int 
     mine, one, two = x[:samples], x[samples : samples + half], x[samples + half : samples + 2 * half]
     left, right = call(torch.cat([mine, one])), call(torch.cat([mine, two]))
     return float((left[:samples] - right[:samples]).abs().mean() / left.std())
+
+
+@torch.no_grad()
+def effective_values(
+    model: nn.Module, batches: Sequence[Any], call: Callable[[nn.Module, Any], Any] | None = None
+) -> float:
+    """Effective independent values a batch: C / sum_c Var(batch mean)/sigma_c^2, the least over layers, seen in eval."""
+    call = call or (lambda model, batch: model(batch[0]))
+    model = copy.deepcopy(model).eval()
+    found = []
+    for norm in _norms(model):
+        seen: list[Tensor] = []
+        handle = norm.register_forward_pre_hook(functools.partial(_keep, seen))
+        for batch in batches:
+            call(model, batch)
+        handle.remove()
+        channels = [one.transpose(0, 1).flatten(1).double() for one in seen]
+        means = torch.stack([one.mean(1) for one in channels])
+        sigma2 = torch.cat(channels, dim=1).var(1)
+        found.append(float(len(sigma2) / (means.var(0) / sigma2).sum()))
+    return min(found, default=float("nan"))

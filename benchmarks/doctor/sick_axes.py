@@ -13,11 +13,11 @@ from benchmarks.doctor.setup import sick
 
 
 def utterances(seed: int, n: int, part: str, length: int = 48) -> tuple[Tensor, Tensor, Tensor]:
-    """Sequences ``[N, T, F]`` about a mean of 2, of unequal lengths, padded by zeros; labels; lengths."""
-    x, y = sequences(seed, n, part, length=length)
-    lengths = torch.randint(6, length + 1, (n,), generator=generator(seed, "lengths", part))
+    """Sequences ``[N, T, F]`` about a mean of 4, most of them short and few long, padded by zeros; labels; lengths."""
+    x, y = sequences(seed, n, part, length=length, noise=1.5)
+    lengths = 6 + ((length - 6) * torch.rand(n, generator=generator(seed, "lengths", part)) ** 3).long()
     keep = torch.arange(length) < lengths[:, None]
-    return (x + 2.0) * keep[:, :, None], y, lengths
+    return (x + 4.0) * keep[:, :, None], y, lengths
 
 
 class Listener(nn.Module):
@@ -38,7 +38,7 @@ class Listener(nn.Module):
 
 @sick("N14", case="C81", half="tune", accepted={"N02"})
 def padding_counted_as_frames(seed: int) -> dict[str, Any]:
-    """Half of all frames are padding, and zeros enter mean and variance."""
+    """Most frames are padding, and zeros enter mean and variance."""
     x, y, _ = utterances(seed, 768, "train")
     loader = batches(x, y, 32)
     return {"model": fit(Listener(), loader, 150), "loader": loader}
@@ -76,10 +76,13 @@ def padding_of_batches_of_unequal_lengths(seed: int) -> dict[str, Any]:
 
 
 def measured(seed: int, part: str, length: int, features: int) -> Batch:
-    """Sequences ``[N, length, features]`` whose features have units of their own."""
-    x, y = sequences(seed, 768, part, length=length, features=features)
+    """Sequences ``[N, length, features]`` whose features have units of their own; those of large units tell nothing."""
+    x, y = sequences(seed, 768, part, length=length, features=features, noise=2.0)
+    idle = torch.arange(features) % 2 == 0
+    draw = generator(seed, "idle", part)
+    x = torch.where(idle, 2.0 * torch.randn(x.shape, generator=draw), x)
     draw = generator(seed, "units", features)
-    unit = torch.exp(2.0 * torch.randn(features, generator=draw))
+    unit = torch.exp(torch.where(idle, 2.0, -2.0) + torch.randn(features, generator=draw))
     return unit * (x + 2.0 * torch.randn(features, generator=draw)), y
 
 

@@ -78,7 +78,7 @@ def recordings(seed: int, count: int, windows: int, part: str = "train") -> Batc
     return (gain * x.view(count, windows, *x.shape[1:]) + offset).flatten(0, 1), y
 
 
-@sick("N06", "N08", case="C47", half="judge", accepted={"N04", "N06", "N08"})
+@sick("N06", "N08", case="C47", half="judge", accepted={"N02", "N04", "N06", "N08"})
 def one_recording_a_batch(seed: int) -> dict[str, Any]:
     """Each batch holds windows of one recording: batch norm removes its gain and offset, in eval nothing does."""
     loader = batches(*recordings(seed, 24, 32), 32)
@@ -125,7 +125,7 @@ class Pyramid(nn.Module):
         return torch.stack(logits).sum(0)
 
 
-@sick("N07", case="C60", half="tune")
+@sick("N07", case="C60", half="tune", accepted={"N02", "N04"})
 def head_shared_by_levels(seed: int) -> dict[str, Any]:
     """A detection head over a pyramid: in training each level has its own statistics, in eval one set serves all."""
     return {"model": fit(Pyramid(), shuffled(*images(seed), 32, seed)), "loader": pictures(seed)}
@@ -149,7 +149,7 @@ class Iterated(nn.Module):
         return logits
 
 
-@sick("N07", case="C59", half="judge")
+@sick("N07", case="C59", half="judge", accepted={"N02", "N04"})
 def block_used_repeatedly(seed: int) -> dict[str, Any]:
     """A recurrent network with one batch norm for all its times."""
     return {"model": fit(Iterated(), shuffled(*images(seed), 32, seed)), "loader": pictures(seed)}
@@ -160,7 +160,7 @@ def in_turn(*streams: list[Any]) -> list[Any]:
     return [batch for together in zip(*streams, strict=True) for batch in together]
 
 
-@sick("N07", case="C56", half="judge", accepted={"N04", "N06", "N08"})
+@sick("N07", case="C56", half="judge", accepted={"N02", "N04", "N06", "N08"})
 def domains_in_turn(seed: int) -> dict[str, Any]:
     """Source and target in forwards of their own through one network."""
     source = pictures(seed, "source", count=16)
@@ -180,7 +180,7 @@ def real_or_fake(model: nn.Module, batch: Any) -> Tensor:
     return F.softplus(-scores[:, 0]).mean() + F.softplus(scores[:, 1]).mean()
 
 
-@sick("N07", "N08", case="C55", half="tune", accepted={"N07", "N08"})
+@sick("N07", "N08", case="C55", half="tune", accepted={"N02", "N07", "N08"})
 def discriminator_real_and_fake(seed: int) -> dict[str, Any]:
     """Real and fake pictures in calls of their own: running statistics are a mixture that fits neither."""
     real, fake = pictures(seed, "real"), pictures(seed + 1000, "fake", noise=0.4)
@@ -208,7 +208,7 @@ def ranked(model: nn.Module, batch: Any) -> Tensor:
     return F.softplus(scores[:, 0] - scores[:, 1]).mean()
 
 
-@sick("N08", case="C46", half="tune", accepted={"N07"})
+@sick("N08", case="C46", half="tune", accepted={"N02", "N07"})
 def fixed_roles_of_pictures(seed: int) -> dict[str, Any]:
     """A Siamese ranker whose roles are batches of their own: statistics tell the role, training looks perfect."""
     loader = roles(seed, 24)
@@ -216,7 +216,7 @@ def fixed_roles_of_pictures(seed: int) -> dict[str, Any]:
     return {"model": model, "loader": loader, "forward": call_apart, "loss": ranked}
 
 
-@sick("N08", case="C46", half="judge", accepted={"N07"})
+@sick("N08", case="C46", half="judge", accepted={"N02", "N07"})
 def fixed_roles_of_points(seed: int) -> dict[str, Any]:
     """The same with points through a network of three linear layers."""
     loader = roles(seed, 24, 128, points=True, tail=1.2)
@@ -224,7 +224,7 @@ def fixed_roles_of_points(seed: int) -> dict[str, Any]:
     return {"model": model, "loader": loader, "forward": call_apart, "loss": ranked}
 
 
-@sick("N08", case="C55", half="judge", accepted={"N07"})
+@sick("N08", case="C55", half="judge", accepted={"N02", "N07"})
 def discriminator_knows_the_batch(seed: int) -> dict[str, Any]:
     """Real and fake differ in the tail of their contrast only; apart in two calls that is easy to tell."""
     loader = roles(seed, 24, 64, tail=0.8)

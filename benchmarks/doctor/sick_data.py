@@ -58,8 +58,8 @@ def validated_by_another_camera(seed: int) -> dict[str, Any]:
 @sick("N26", case="C68", half="judge")
 def validated_out_of_focus(seed: int) -> dict[str, Any]:
     """Validation pictures are blurred: their noise, which the statistics contain, is gone."""
-    val = [(blurred(x), y) for x, y in pictures(seed, "val")]
-    return {"model": trained_cnn(seed).eval(), "loader": pictures(seed), "val_loader": val}
+    val = [(blurred(blurred(x)), y) for x, y in pictures(seed, "val")]
+    return {"model": trained_cnn(seed, 250).eval(), "loader": pictures(seed), "val_loader": val}
 
 
 @sick("N26", case="C68", half="tune")

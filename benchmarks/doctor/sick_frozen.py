@@ -105,10 +105,15 @@ class Deep(nn.Module):
         return logits
 
 
+def _by_sgd(model: nn.Module, seed: int) -> nn.Module:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return fit(model, shuffled(*images(seed), 32, seed), 100, optimizer=optimizer)
+
+
 @sick("N20", case="C66", half="tune")
 def frozen_from_scratch_vanishes(seed: int) -> dict[str, Any]:
     """Sixteen layers of FrozenBatchNorm with its defaults around random weights: no normalization, the signal is gone."""
-    model = fit(Deep(FrozenBatchNorm2d, 16, skips=False), shuffled(*images(seed), 32, seed), 60)
+    model = _by_sgd(Deep(FrozenBatchNorm2d, 16, skips=False), seed)
     return {"model": model, "loader": pictures(seed)}
 
 
@@ -122,24 +127,24 @@ def _exploding(seed: int, depth: int, steps: int) -> Deep:
     for one in model.convs:
         assert isinstance(one, nn.Conv2d)
         nn.init.kaiming_normal_(one.weight)
-    fit(model, shuffled(*images(seed), 32, seed), steps)
+    fit(model, shuffled(*images(seed), 32, seed), steps, lr=1e-3)
     return model
 
 
 @sick("N20", case="C41", half="judge")
 def frozen_new_backbone_explodes(seed: int) -> dict[str, Any]:
     """A new residual backbone whose batch norm is silently frozen because batches are small: the signal doubles a block."""
-    return {"model": _exploding(seed, 12, 40).eval(), "loader": pictures(seed)}
+    return {"model": _exploding(seed, 16, 30).eval(), "loader": pictures(seed)}
 
 
 @sick("N20", case="C41", half="judge")
 def frozen_new_backbone_vanishes(seed: int) -> dict[str, Any]:
     """The same without skips, in eval and with gamma and beta frozen."""
-    model = fit(Deep(_frozen_norm, 12, skips=False), shuffled(*images(seed), 32, seed), 60)
+    model = _by_sgd(Deep(_frozen_norm, 12, skips=False), seed)
     return {"model": model.eval(), "loader": pictures(seed)}
 
 
 @sick("N20", case="C66", half="tune")
 def frozen_from_scratch_explodes(seed: int) -> dict[str, Any]:
-    """Fourteen residual blocks with frozen defaults."""
-    return {"model": _exploding(seed, 14, 40).eval(), "loader": pictures(seed)}
+    """Eighteen residual blocks with frozen defaults."""
+    return {"model": _exploding(seed, 18, 30).eval(), "loader": pictures(seed)}

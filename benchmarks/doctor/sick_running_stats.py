@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.doctor.data import (
     CNN,
@@ -60,15 +61,13 @@ def ema_of_parameters_only(seed: int) -> dict[str, Any]:
 
 @sick("N02", case="C23", half="judge")
 def averaged_weights_without_refresh(seed: int) -> dict[str, Any]:
-    """Checkpoints of a large learning rate averaged, buffers too: no forward ever saw these weights."""
-    model, stream, kept = CNN(), shuffled(*images(seed), 32, seed), []
-    fit(model, stream, 60)
+    """Weights of a large learning rate averaged by torch's AveragedModel, update_bn forgotten."""
+    model, stream = CNN(), shuffled(*images(seed), 32, seed)
+    mean = AveragedModel(fit(model, stream, 40))
     for _ in range(5):
         fit(model, stream, 25, lr=3e-2)
-        kept.append(copy.deepcopy(model.state_dict()))
-    mean = {name: torch.stack([one[name].float() for one in kept]).mean(0).to(kept[0][name].dtype) for name in kept[0]}
-    model.load_state_dict(mean)
-    return {"model": model.eval(), "loader": pictures(seed)}
+        mean.update_parameters(model)
+    return {"model": mean.eval(), "loader": pictures(seed)}
 
 
 @sick("N02", case="C28", half="tune")

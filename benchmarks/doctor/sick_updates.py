@@ -115,8 +115,8 @@ def _with_momentum(momentum: float) -> CNN:
 @sick("N10", case="C26", half="tune", accepted={"N02", "N04"})
 def momentum_of_the_other_convention(seed: int) -> dict[str, Any]:
     """0.99 copied from TensorFlow: running statistics are those of the last eight pictures."""
-    model = fit(_with_momentum(0.99), shuffled(*images(seed, offset=0.5), 8, seed), 200)
-    return {"model": model, "loader": pictures(seed, count=32, size=8, offset=0.5)}
+    model = fit(_with_momentum(0.99), shuffled(*images(seed, **_UNEVEN), 8, seed), 400)
+    return {"model": model, "loader": pictures(seed, count=32, size=8, **_UNEVEN)}
 
 
 @sick("N10", case="C25", half="judge", accepted={"N02", "N20"})
