@@ -17,8 +17,8 @@ __all__ = ["INTENTS", "MEASUREMENTS", "Examination", "Given", "Patient", "collec
 # In the order in which they are taken; what is cheap and cannot fail comes first.
 MEASUREMENTS = (
     "state", "horizon", "checkpoint", "loader", "swap", "dispatch", "groups", "triangle", "stale", "composition",
-    "calls", "gain", "depth", "axis", "mask", "dropout", "preprocessing", "freeze", "precision", "step", "evaluation",
-    "validation", "copies", "parity", "ranks",
+    "calls", "momentum", "gain", "depth", "axis", "mask", "dropout", "preprocessing", "freeze", "precision", "step",
+    "evaluation", "validation", "copies", "parity", "ranks", "housekeeping",
 )  # fmt: skip
 
 
