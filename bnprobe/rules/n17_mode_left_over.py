@@ -43,7 +43,10 @@ class ModeLeftOver(Rule):
 
     def judge(self, evidence: Evidence) -> Iterable[Opinion]:
         """One opinion for layers that predict in training mode, one for those that train in evaluation mode."""
-        norms = [layer.name for layer in evidence.norms if layer.family == "batch_norm"]
+        norms = [
+            layer.name for layer in evidence.norms
+            if layer.family == "batch_norm" and "frozen" not in layer.kind.lower()  # these have no modes
+        ]  # fmt: skip
         unreached = [name for name in norms if evidence.value("eval_unreached", name) == 1]
         training = [name for name in norms if evidence.value("training", name) == 1]
         if unreached:

@@ -91,7 +91,10 @@ class _Listener(TorchFunctionMode):
             self.calls[kind] += 1
             place = _TRAINING.get(func)
             given = (kwargs or {}).get("training", args[place] if place is not None and len(args) > place else False)
-            self._note(sys._getframe(1), bool(given) and place is not None)
+            x = args[0] if args else (kwargs or {}).get("input")
+            # Of one "sample" it is no batch: so convolutions standardize their weights.
+            several = isinstance(x, Tensor) and len(x) > 1
+            self._note(sys._getframe(1), bool(given) and place is not None and several)
         return func(*args, **(kwargs or {}))
 
     def _note(self, frame: FrameType | None, by_batch: bool) -> None:

@@ -5,6 +5,7 @@ bit; the data that it reads are read. Without, a forward and backward of the mod
 layers that run again inside of backward, as checkpointed ones do.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,6 +94,7 @@ def _step(patient: Patient, watch: _Watch) -> None:
     if optimizer is not None:
         plain = optimizer.step
 
+        @functools.wraps(plain)  # schedulers look for their mark on it
         def counted(*args: Any, **kwargs: Any) -> Any:
             watch.steps += 1
             return plain(*args, **kwargs)
