@@ -7,7 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.doctor.data import (
-    CNN, Batch, batches, fit, generator, images, mlp, pictures, sequences, shuffled,
+    CNN,
+    Batch,
+    batches,
+    fit,
+    generator,
+    images,
+    mlp,
+    pictures,
+    sequences,
+    shuffled,
 )  # fmt: skip
 from benchmarks.doctor.setup import sick
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.doctor.data import Batch, batches, images, pictures, trained_cnn, trained_mlp
+from benchmarks.doctor.data import pictures, trained_cnn
 from benchmarks.doctor.setup import sick
 
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)

@@ -8,7 +8,18 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.doctor.data import (
-    CNN, Batch, batches, fit, flat, images, mlp, pictures, shared, shuffled, trained_cnn,
+    CNN,
+    Batch,
+    batches,
+    fit,
+    flat,
+    images,
+    mlp,
+    pictures,
+    shared,
+    shuffled,
+    trained_cnn,
+    trained_mlp,
 )  # fmt: skip
 from benchmarks.doctor.setup import sick
 
@@ -137,10 +148,13 @@ def conversion_drops_buffers_of_a_layer(seed: int) -> dict[str, Any]:
 
 @sick("N24", case="C29", half="judge", accepted={"N02", "N20"})
 def checkpoint_with_default_statistics(seed: int) -> dict[str, Any]:
-    """The first layer of the checkpoint has the statistics of a new layer although it counted as many batches."""
-    model = trained_cnn(seed).eval()
-    model.bn1.load_state_dict(nn.BatchNorm2d(16).state_dict() | dict(model.bn1.named_parameters()))
-    return {"model": model, "loader": pictures(seed, "val"), "state_dict": model.state_dict()}
+    """The first norm of the checkpoint has the statistics of a new layer although it counted as many batches."""
+    model = trained_mlp(seed).eval()
+    state = model.state_dict()
+    state["1.running_mean"] = torch.zeros(32)
+    state["1.running_var"] = torch.ones(32)
+    model.load_state_dict(state)
+    return {"model": model, "loader": batches(*flat(seed, 24 * 32, "val"), 32), "state_dict": state}
 
 
 # N25 -----------------------------------------------------------------------------------------------------------------
