@@ -14,6 +14,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from bnprobe.attach import Probe, attach
+    from bnprobe.diagnose import diagnose
+    from bnprobe.diagnosis import Diagnosis, Finding
     from bnprobe.drift import drift
     from bnprobe.measures.growth import gradient_growth
     from bnprobe.measures.hessian import HessianEigenvalues, hessian_eigenvalues
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
 _HOME = {
     "attach": "bnprobe.attach",
     "Probe": "bnprobe.attach",
+    "diagnose": "bnprobe.diagnose",
+    "Diagnosis": "bnprobe.diagnosis",
     "drift": "bnprobe.drift",
+    "Finding": "bnprobe.diagnosis",
     "load": "bnprobe.store",
     "report": "bnprobe.report",
     "spectra": "bnprobe.measures.jacobian",
@@ -44,9 +49,13 @@ _HOME = {
     "Spectrum": "bnprobe.measures.jacobian",
     "Run": "bnprobe.store",
 }
-_PARTS = {"distances", "errors", "measures", "plots", "records", "schedule", "statistics", "store"}
+_PARTS = {
+    "distances", "errors", "evidence", "measures", "plots", "records", "rules", "schedule", "statistics", "store",
+}  # fmt: skip
 
 __all__ = [
+    "Diagnosis",
+    "Finding",
     "GradientShifts",
     "HessianEigenvalues",
     "LossLandscape",
@@ -56,6 +65,7 @@ __all__ = [
     "Spectrum",
     "__version__",
     "attach",
+    "diagnose",
     "drift",
     "gradient_growth",
     "gradient_shift",

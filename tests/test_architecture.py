@@ -17,7 +17,11 @@ MAY_IMPORT = {
     "records": set(),
     "schedule": {"errors"},
     "hooks": VOCABULARY,
-    "measures": VOCABULARY | {"hooks"},
+    "evidence": VOCABULARY | {"store"},
+    "measures": VOCABULARY | {"hooks", "evidence"},
+    "rules": VOCABULARY | {"evidence"},
+    "diagnosis": VOCABULARY | {"evidence", "rules", "store"},
+    "diagnose": VOCABULARY | {"evidence", "diagnosis", "hooks", "measures", "measuring"},
     "statistics": VOCABULARY | {"hooks", "measures"},
     "store": VOCABULARY,
     "collected": VOCABULARY | {"statistics", "store"},
@@ -36,10 +40,11 @@ MAY_IMPORT = {
     "plots": VOCABULARY | {"store", "distances", "drift"},
     "report": VOCABULARY | {"store", "distances", "drift", "plots"},
     "cli": VOCABULARY | {"store", "distances", "drift", "plots", "report", "measures"},
-    "__init__": VOCABULARY | {"attach", "drift", "report", "store", "measures"},
+    "__init__": VOCABULARY | {"attach", "diagnose", "diagnosis", "drift", "report", "store", "measures"},
 }
 WITHOUT_TORCH = (
-    "errors", "records", "schedule", "store", "distances", "drift", "plots", "report", "cli", "pytest_plugin"
+    "errors", "records", "schedule", "store", "distances", "drift", "plots", "report", "cli", "pytest_plugin",
+    "evidence", "rules", "diagnosis",
 )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ class Setup:
         accepted: further codes that are really also true of this set-up, hence no wrong diagnosis beside the right one.
         half: thresholds are set on the half "tune", the table is computed on the half "judge".
         make: seed -> keyword arguments of `bnprobe.diagnose`. Deterministic; leaves the global random streams alone.
+        tempts: of a healthy set-up, codes of rules that would see a disease here if they looked less closely.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Setup:
     accepted: frozenset[str]
     half: Half
     make: Make
+    tempts: frozenset[str] = frozenset()
 
 
 def sick(
@@ -47,9 +49,11 @@ def sick(
     return _register(frozenset(expected), frozenset(accepted), case, half, name)
 
 
-def healthy(*, case: str, half: Half, accepted: Iterable[str] = (), name: str | None = None) -> Callable[[Make], Make]:
+def healthy(
+    *, case: str, half: Half, accepted: Iterable[str] = (), tempts: Iterable[str] = (), name: str | None = None
+) -> Callable[[Make], Make]:
     """Register a function as a set-up in which no rule but those `accepted` may report more than an info."""
-    return _register(frozenset(), frozenset(accepted), case, half, name)
+    return _register(frozenset(), frozenset(accepted), case, half, name, frozenset(tempts))
 
 
 def all_setups() -> tuple[Setup, ...]:
@@ -61,14 +65,15 @@ def all_setups() -> tuple[Setup, ...]:
 
 
 def _register(
-    expected: frozenset[str], accepted: frozenset[str], case: str, half: Half, name: str | None
-) -> Callable[[Make], Make]:
+    expected: frozenset[str], accepted: frozenset[str], case: str, half: Half, name: str | None,
+    tempts: frozenset[str] = frozenset(),
+) -> Callable[[Make], Make]:  # fmt: skip
     def register(make: Make) -> Make:
         title = name or make.__name__
         if title in _REGISTRY and _REGISTRY[title].make.__module__ != make.__module__:
             raise ValueError(f"two set-ups are called {title}")
         made = isolated(make)
-        _REGISTRY[title] = Setup(title, case, expected, accepted, half, made)
+        _REGISTRY[title] = Setup(title, case, expected, accepted, half, made, tempts)
         return made
 
     return register

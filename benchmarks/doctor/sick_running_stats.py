@@ -209,13 +209,13 @@ def federated_average_of_parameters(seed: int) -> dict[str, Any]:
 def ema_hardly_left_its_start(seed: int) -> dict[str, Any]:
     """A decay for millions of updates, where there were 150."""
     online, mean = _averaged(seed, 0.9998, 150, True)
-    told = {"reference": mean, "ema_decay": 0.9998, "ema_updates": 150}
-    return {"model": online.eval(), "loader": pictures(seed), **told}
+    told = {"reference": online.eval(), "ema_decay": 0.9998, "ema_updates": 150}
+    return {"model": mean, "loader": pictures(seed), **told}
 
 
 @sick("N30", case="C19", half="judge", accepted={"N02", "N25", "N20"})
 def ema_half_way(seed: int) -> dict[str, Any]:
     """A decay of 0.99 over 60 updates: the average is still half the start."""
     online, mean = _averaged(seed, 0.99, 60, True)
-    told = {"reference": mean, "ema_decay": 0.99, "ema_updates": 60}
-    return {"model": online.eval(), "loader": pictures(seed), **told}
+    told = {"reference": online.eval(), "ema_decay": 0.99, "ema_updates": 60}
+    return {"model": mean, "loader": pictures(seed), **told}

@@ -1,15 +1,18 @@
 """What layers return in a forward of the measurement's own, with its graph, and in which order they are entered."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from bnprobe.errors import NotMeasuredError
 from bnprobe.hooks.segments import outputs_of, plain_forward
-from bnprobe.hooks.tensors import with_tensors
+from bnprobe.hooks.tensors import tensors_in, with_tensors
 
-__all__ = ["order_of_entry", "outputs_at"]
+__all__ = ["inputs_at", "order_of_entry", "outputs_at"]
+
+See = Callable[[str, int, Tensor, Any], None]
 
 
 def outputs_at(
@@ -67,6 +70,34 @@ def order_of_entry(layers: Mapping[str, nn.Module], run: Callable[[], Any]) -> t
         for name, module in layers.items():
             handles.append(module.register_forward_pre_hook(note(name), prepend=True))
         return run(), list(entered)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def inputs_at(layers: Mapping[str, nn.Module], see: See) -> Iterator[None]:
+    """While it lasts, every call of ``layers`` is shown: name, how many-eth call since it began, input, output.
+
+    The input is the first tensor among the arguments, as it is when the layer is done (an in-place layer has written
+    into it). A layer that raises is not shown.
+    """
+    calls = dict.fromkeys(layers, 0)
+
+    def show(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
+            first = next((one for _, one in tensors_in((arguments, keywords))), None)
+            if first is not None:
+                see(name, calls[name], first, output)
+            calls[name] += 1
+
+        return hook
+
+    handles = []
+    try:
+        for layer, module in layers.items():
+            handles.append(module.register_forward_hook(show(layer), with_kwargs=True))
+        yield
     finally:
         for handle in handles:
             handle.remove()

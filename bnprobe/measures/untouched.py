@@ -81,6 +81,13 @@ class Origin:
             self._note(module.__dict__)
         self.streams = RandomStreams()
 
+    def remember(self, value: Any) -> None:
+        """From now on put this back too: a container (or tensor) as it is at this moment, with all that it holds.
+
+        For what is no part of the modules: ``vars(optimizer)``, say, before a step that is to be undone.
+        """
+        self._note(value)
+
     def rewind(self) -> None:
         """Make the next forward start where the first did: same buffers, same random numbers, same counters.
 
