@@ -87,7 +87,7 @@ def swap(call: Callable[[Tensor], Tensor], batches: Sequence[Any], samples: int 
 def effective_values(
     model: nn.Module, batches: Sequence[Any], call: Callable[[nn.Module, Any], Any] | None = None
 ) -> float:
-    """Effective independent values a batch: C / sum_c Var(batch mean)/sigma_c^2, the least over layers, seen in eval."""
+    """Effective independent values a batch: C / sum_c Var(batch mean)/sigma_c^2, the least over layers, in eval."""
     call = call or (lambda model, batch: model(batch[0]))
     model = copy.deepcopy(model).eval()
     found = []

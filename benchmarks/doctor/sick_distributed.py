@@ -112,7 +112,7 @@ def synchronized_norm_in_data_parallel(seed: int) -> dict[str, Any]:
 
 @sick("N13", "N01", case="C61", half="tune", accepted={"N01", "N13"})
 def built_without_statistics(seed: int) -> dict[str, Any]:
-    """Running statistics were switched off so that tasks do not overwrite them; it serves by batch statistics for ever."""
+    """Running statistics were switched off so that tasks do not overwrite them; it serves by batch statistics."""
     model = CNN(lambda channels: nn.BatchNorm2d(channels, track_running_stats=False))
     fit(model, shuffled(*images(seed), 32, seed))
     return {"model": model.eval(), "loader": pictures(seed, "val"), "intent": "serve"}

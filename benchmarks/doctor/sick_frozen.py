@@ -45,7 +45,7 @@ def frozen_norm_switched_back(seed: int) -> dict[str, Any]:
     x, y = other_domain(seed, 1024, "fine")
     stream = shuffled(x, y, 32, seed)
     fit(model, stream, 30)
-    fit(model.train(), stream, 30)
+    fit(model.train(), stream, 60, lr=1e-3)
     return {"model": model, "loader": batches(x[:768], y[:768], 32)}
 
 
@@ -112,7 +112,7 @@ def _by_sgd(model: nn.Module, seed: int) -> nn.Module:
 
 @sick("N20", case="C66", half="tune")
 def frozen_from_scratch_vanishes(seed: int) -> dict[str, Any]:
-    """Sixteen layers of FrozenBatchNorm with its defaults around random weights: no normalization, the signal is gone."""
+    """Sixteen layers of FrozenBatchNorm with its defaults around random weights: the signal is gone."""
     model = _by_sgd(Deep(FrozenBatchNorm2d, 16, skips=False), seed)
     return {"model": model, "loader": pictures(seed)}
 
@@ -133,7 +133,7 @@ def _exploding(seed: int, depth: int, steps: int) -> Deep:
 
 @sick("N20", case="C41", half="judge")
 def frozen_new_backbone_explodes(seed: int) -> dict[str, Any]:
-    """A new residual backbone whose batch norm is silently frozen because batches are small: the signal doubles a block."""
+    """A new residual backbone whose batch norm is silently frozen, for small batches: the signal grows."""
     return {"model": _exploding(seed, 16, 30).eval(), "loader": pictures(seed)}
 
 

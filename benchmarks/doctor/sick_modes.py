@@ -8,7 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.doctor.data import (
-    CNN, Batch, batches, cross_entropy, fit, flat, images, pictures, shuffled, trained_cnn, trained_mlp,
+    CNN,
+    Batch,
+    batches,
+    cross_entropy,
+    fit,
+    flat,
+    images,
+    pictures,
+    shuffled,
+    trained_cnn,
+    trained_mlp,
 )  # fmt: skip
 from benchmarks.doctor.setup import sick
 
@@ -91,7 +101,7 @@ def _pale(x: Tensor, y: Tensor) -> Batch:
 
 @sick("N17", case="C06", half="tune", accepted={"N02"})
 def eval_left_over_after_validation(seed: int) -> dict[str, Any]:
-    """The loop validated after three steps and never went back to train mode: statistics stopped, gamma and beta train."""
+    """The loop validated after three steps and never went back to train mode: statistics stopped, the rest trains."""
     model, (x, y) = CNN(), _pale(*images(seed))
     fit(model, shuffled(x, y, 32, seed), 3)
     fit(model.eval(), shuffled(x, y, 32, seed + 1), 100)

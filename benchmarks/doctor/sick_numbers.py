@@ -14,7 +14,7 @@ from benchmarks.doctor.setup import sick
 
 @sick("N11", case="C84", half="tune", accepted={"N02"})
 def overflow_stays_in_statistics(seed: int) -> dict[str, Any]:
-    """One batch overflowed; the loss scaler skipped the step and not the statistics. Training goes on and looks fine."""
+    """One batch overflowed; the loss scaler skipped the step and not the statistics. Training looks fine."""
     model = trained_cnn(seed).train()
     loader = pictures(seed)
     with torch.no_grad():
@@ -49,7 +49,7 @@ class OwnBatchNorm(nn.Module):
 
 @sick("N11", case="C40", half="judge", accepted={"N02", "N05"})
 def variance_of_one_value(seed: int) -> dict[str, Any]:
-    """The last batch of the epoch held one point, whose unbiased variance is NaN; its step was skipped as not finite."""
+    """The last batch of the epoch held one point, whose unbiased variance is NaN; its step was skipped."""
     model = fit(mlp(norm=OwnBatchNorm), shuffled(*flat(seed), 32, seed), 300)
     with torch.no_grad():
         model(flat(seed)[0][:1])
@@ -58,7 +58,7 @@ def variance_of_one_value(seed: int) -> dict[str, Any]:
 
 @sick("N11", case="C84", half="judge", accepted={"N02"})
 def missing_value_in_a_batch(seed: int) -> dict[str, Any]:
-    """One missing value, NaN, in one point of a batch that was noticed and left out of training only after the forward."""
+    """One missing value, NaN, in one point of a batch, which was left out of training after the forward only."""
     model = trained_mlp(seed).train()
     bad = flat(seed)[0][:32].clone()
     bad[7, 2] = torch.nan
@@ -94,7 +94,7 @@ def _points_with_sensors(seed: int, n: int, part: str, spread: float) -> list[An
 
 @sick("N22", case="C34", half="tune", accepted={"N02", "N26"})
 def sensors_silent_in_training(seed: int) -> dict[str, Any]:
-    """Four features were constant in training, so batch norm at the input multiplies whatever they do now by hundreds."""
+    """Four features were constant in training, so batch norm at the input multiplies what they do now by hundreds."""
     model = nn.Sequential(nn.BatchNorm1d(16), mlp())
     fit(model, _points_with_sensors(seed, 1024, "train", 1e-4), 300)
     return {"model": model.eval(), "loader": _points_with_sensors(seed, 768, "val", 0.3)}
@@ -135,7 +135,7 @@ def _bright(batch: Any) -> Any:
 
 @sick("N23", case="C85", half="tune", accepted={"N02"})
 def statistics_in_bfloat16(seed: int) -> dict[str, Any]:
-    """Small momentum and buffers of eight bits: increments are below half a unit in the last place, means stop half way."""
+    """Small momentum and buffers of eight bits: increments round to nothing, means stop half way."""
     model = CNN(lambda channels: LowPrecision(nn.BatchNorm2d(channels, momentum=0.01), torch.bfloat16))
     x, y = images(seed)
     fit(model, shuffled(x + 3.0, y, 32, seed), 300)

@@ -19,6 +19,7 @@ from benchmarks.doctor.data import (
     shared,
     shuffled,
     trained_cnn,
+    trained_mlp,
 )  # fmt: skip
 from benchmarks.doctor.setup import sick
 
@@ -147,10 +148,13 @@ def conversion_drops_buffers_of_a_layer(seed: int) -> dict[str, Any]:
 
 @sick("N24", case="C29", half="judge", accepted={"N02", "N20"})
 def checkpoint_with_default_statistics(seed: int) -> dict[str, Any]:
-    """The first layer of the checkpoint has the statistics of a new layer although it counted as many batches."""
-    model = trained_cnn(seed).eval()
-    model.bn1.load_state_dict(nn.BatchNorm2d(16).state_dict() | dict(model.bn1.named_parameters()))
-    return {"model": model, "loader": pictures(seed, "val"), "state_dict": model.state_dict()}
+    """The first norm of the checkpoint has the statistics of a new layer although it counted as many batches."""
+    model = trained_mlp(seed).eval()
+    state = model.state_dict()
+    state["1.running_mean"] = torch.zeros(32)
+    state["1.running_var"] = torch.ones(32)
+    model.load_state_dict(state)
+    return {"model": model, "loader": batches(*flat(seed, 24 * 32, "val"), 32), "state_dict": state}
 
 
 # N25 -----------------------------------------------------------------------------------------------------------------
@@ -205,13 +209,13 @@ def federated_average_of_parameters(seed: int) -> dict[str, Any]:
 def ema_hardly_left_its_start(seed: int) -> dict[str, Any]:
     """A decay for millions of updates, where there were 150."""
     online, mean = _averaged(seed, 0.9998, 150, True)
-    told = {"reference": mean, "ema_decay": 0.9998, "ema_updates": 150}
-    return {"model": online.eval(), "loader": pictures(seed), **told}
+    told = {"reference": online.eval(), "ema_decay": 0.9998, "ema_updates": 150}
+    return {"model": mean, "loader": pictures(seed), **told}
 
 
 @sick("N30", case="C19", half="judge", accepted={"N02", "N25", "N20"})
 def ema_half_way(seed: int) -> dict[str, Any]:
     """A decay of 0.99 over 60 updates: the average is still half the start."""
     online, mean = _averaged(seed, 0.99, 60, True)
-    told = {"reference": mean, "ema_decay": 0.99, "ema_updates": 60}
-    return {"model": online.eval(), "loader": pictures(seed), **told}
+    told = {"reference": online.eval(), "ema_decay": 0.99, "ema_updates": 60}
+    return {"model": mean, "loader": pictures(seed), **told}

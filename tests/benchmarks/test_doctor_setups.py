@@ -51,7 +51,13 @@ def test_codes_are_codes_of_the_catalogue():
 
 
 @pytest.mark.parametrize(
-    "name", ["ema_of_parameters_only", "last_batch_of_one_point", "built_without_statistics", "statistics_of_points_in_bfloat16"]
+    "name",
+    [
+        "ema_of_parameters_only",
+        "last_batch_of_one_point",
+        "built_without_statistics",
+        "statistics_of_points_in_bfloat16",
+    ],
 )
 def test_a_set_up_is_the_same_for_the_same_seed(name):
     make = SETUPS[name].make
@@ -65,11 +71,11 @@ def test_a_set_up_is_the_same_for_the_same_seed(name):
 
 def test_a_set_up_leaves_the_streams_alone():
     SETUPS["eval_forgotten"].make(0)  # trained networks are kept: the first and a later call must both be silent
-    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
     for seed in (0, 7):
         SETUPS["eval_forgotten"].make(seed)
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.array_equal(np.random.get_state()[1], before[1])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
     assert random.getstate() == before[2]
 
 
