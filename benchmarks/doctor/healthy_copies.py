@@ -9,7 +9,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from benchmarks.doctor.data import (
-    CNN, batches, cross_entropy, fit, flat, images, mlp, pictures, shuffled, trained_cnn, trained_mlp,
+    CNN,
+    batches,
+    cross_entropy,
+    fit,
+    flat,
+    images,
+    mlp,
+    pictures,
+    shuffled,
+    trained_cnn,
+    trained_mlp,
 )  # fmt: skip
 from benchmarks.doctor.healthy_nets import stepper, stream
 from benchmarks.doctor.setup import healthy

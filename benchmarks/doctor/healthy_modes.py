@@ -8,10 +8,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.doctor.data import (
-    CNN, batches, cross_entropy, fit, flat, images, mlp, pictures, sequences, shuffled, trained_cnn,
+    CNN,
+    batches,
+    cross_entropy,
+    fit,
+    flat,
+    images,
+    mlp,
+    pictures,
+    sequences,
+    shuffled,
+    trained_cnn,
 )  # fmt: skip
 from benchmarks.doctor.healthy_nets import (
-    FunctionalNorm, Recurrent, Transformer, UNet, learned, resnet, stepper, stream,
+    FunctionalNorm,
+    Recurrent,
+    Transformer,
+    UNet,
+    learned,
+    resnet,
+    stepper,
+    stream,
 )  # fmt: skip
 from benchmarks.doctor.setup import healthy
 
@@ -236,7 +253,7 @@ def lazily_built_norm(seed: int) -> dict[str, Any]:
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(10),
     )  # fmt: skip
     model(images(seed, 32)[0])
-    made = learned(model, seed, steps=100)
+    made = learned(model, seed, steps=250)
     return {**made, "state_dict": made["model"].state_dict()}
 
 
