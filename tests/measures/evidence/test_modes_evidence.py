@@ -256,6 +256,20 @@ def test_step_counts_updates(times):
     assert seen["recomputed_calls", "1"].value == 0
 
 
+def test_step_does_not_count_passes_that_move_nothing():
+    model = mlp().train()
+
+    def step(batch):
+        model(batch[0])
+        model[1].momentum = 0.0
+        model(batch[0])
+        model[1].momentum = 0.1
+
+    seen = facts_of("step", model, step=step)
+    assert seen["calls_per_step", "1"].value == 2
+    assert seen["updates_per_step", "1"].value == 1
+
+
 def test_step_is_undone_bit_by_bit():
     model, teacher = mlp().train(), mlp().train()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
