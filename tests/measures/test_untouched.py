@@ -149,3 +149,27 @@ def test_a_copy_made_inside_is_independent():
         model(torch.randn(4, 3))
     twin.running_mean.add_(1)
     assert torch.equal(model.running_mean, torch.zeros(3))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_buffers_of_scripted_modules_are_put_back():
+    model = torch.jit.script(nn.Sequential(nn.BatchNorm1d(4)).train())
+    before = copy.deepcopy(dict(model.state_dict()))
+    with untouched(model):
+        model(torch.randn(8, 4))
+        assert not torch.equal(before["0.running_mean"], model.state_dict()["0.running_mean"])
+    torch.testing.assert_close(before, dict(model.state_dict()), rtol=0, atol=0)
+
+
+def test_what_is_remembered_is_put_back_too():
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.Adam(model.parameters(), 0.1)
+    with untouched(model) as origin:
+        origin.remember(vars(optimizer))
+        model(torch.randn(8, 4)).sum().backward()
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = 7.0
+        assert optimizer.state
+    assert not optimizer.state
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert optimizer.param_groups[0]["params"][0] is model.weight

@@ -49,7 +49,10 @@ def measure(patient: Patient) -> list[Fact]:
         facts.append(Fact("evaluate_move", 0.0 if still else max(step, 1e-12), name))
         facts.append(Fact("evaluate_updates", float(now_seen - seen), name))
     if any(fact.value > 0 for fact in facts if fact.statistic == "evaluate_move"):
-        facts += _harm(patient, after, not why)
+        try:
+            facts += _harm(patient, after, not why)
+        except NotMeasuredError:  # outputs that cannot be compared: that they move is known all the same
+            return facts
     return facts
 
 
@@ -71,8 +74,8 @@ def _buffers(patient: Patient) -> Buffers:
 def _harm(patient: Patient, after: Buffers, labelled: bool) -> list[Fact]:
     watched = patient.batches[:BATCHES]
 
-    def look() -> tuple[Tensor, float]:
-        outputs = torch.cat([patient.outputs(batch) for batch in watched])
+    def look() -> tuple[list[Tensor], float]:
+        outputs = [patient.outputs(batch) for batch in watched]
         return outputs, sum(map(patient.loss, watched)) / len(watched) if labelled else float("nan")
 
     patient.origin.rewind()
@@ -85,8 +88,9 @@ def _harm(patient: Patient, after: Buffers, labelled: bool) -> list[Fact]:
             site.module.running_mean.copy_(after[site.name][0])  # type: ignore[operator]
             site.module.running_var.copy_(after[site.name][1])  # type: ignore[operator]
     now, moved = look()
-    drift = float((now - first).square().mean().sqrt() / spread([first]))
-    facts = [Fact("evaluate_output_drift", drift, place="output", count=len(first))]
+    scale = spread(first)
+    drift = float((torch.cat(now) - torch.cat(first)).square().mean().sqrt() / scale)
+    facts = [Fact("evaluate_output_drift", drift, place="output", count=sum(map(len, first)))]
     if labelled:
         facts.append(Fact("evaluate_loss_drift", (moved - loss) / max(loss, 0.05), place="loss", count=len(watched)))
     return facts

@@ -94,7 +94,10 @@ def change(predict: Callable[[Any], Tensor], found: Company) -> Change:
 
 def spread(outputs: Sequence[Tensor]) -> float:
     """Standard deviation of outputs between samples, root mean square over their entries."""
-    rows = torch.cat(list(outputs))
+    try:
+        rows = torch.cat(list(outputs))
+    except RuntimeError as error:
+        raise NotMeasuredError(f"outputs of different batches differ in shape: {error}") from error
     if not bool(torch.isfinite(rows).all()):
         raise NotMeasuredError("the outputs hold NaN or infinity")
     value = float(rows.var(0, correction=0).mean().sqrt())

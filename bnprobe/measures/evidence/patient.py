@@ -23,6 +23,7 @@ from bnprobe.measures.untouched import Origin
 
 __all__ = ["INTENTS", "Given", "Patient", "collect", "device_of", "set_modes"]
 
+ENTRIES = 16_384  # of one output; ours: means over so many are good to a per cent
 INTENTS = ("serve", "train", "frozen", "batch-stats-at-test", "transductive")
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -146,13 +147,15 @@ class Patient:
     def outputs(self, batch: Any, model: Callable[..., Any] | None = None) -> Tensor:
         """What it predicts, ``[N, D]`` in float64: every floating-point output that has a row a sample.
 
+        Of very large outputs evenly spaced entries.
+
         Raises:
             NotMeasuredError: it returns none.
         """
         samples = self.samples(batch)
         with torch.no_grad():
             found = [one for _, one in tensors_in(self.run(batch, model)) if one.is_floating_point() and one.dim()]
-        rows = [one.detach().reshape(samples, -1).double() for one in found if one.shape[0] == samples]
+        rows = [_thinned(one.detach().reshape(samples, -1)).double() for one in found if one.shape[0] == samples]
         if not rows:
             shapes = ", ".join(str(tuple(one.shape)) for one in found) or "no floating-point tensor"
             raise NotMeasuredError(f"the model's output has no row a sample: {samples} samples gave {shapes}")
@@ -292,6 +295,12 @@ def collect(loader: Iterable[Any], limit: int, device: torch.device | None) -> l
 def device_of(model: nn.Module) -> torch.device | None:
     """Where its parameters are; None where it has none."""
     return next((one.device for one in model.parameters()), None)
+
+
+def _thinned(rows: Tensor) -> Tensor:
+    """At most ``ENTRIES`` columns, evenly spaced: maps of a class for every pixel do not fit into memory."""
+    step = -(-rows.shape[1] // ENTRIES)
+    return rows if step <= 1 else rows[:, :: step | 1]  # an odd step meets every column of a map
 
 
 def set_modes(patient: Patient, how: str) -> None:

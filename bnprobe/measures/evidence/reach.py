@@ -28,7 +28,7 @@ def reached(function: Callable[..., Any]) -> list[Any]:
         if id(one) in seen or depth > DEEP:
             continue
         seen[id(one)] = one
-        if hasattr(one, "__dict__") and not isinstance(one, type) and callable(getattr(one, "load_state_dict", None)):
+        if hasattr(one, "__dict__") and not isinstance(one, type) and hasattr(type(one), "load_state_dict"):
             found[id(one)] = one
         waiting += [(inner, depth + 1) for inner in islice(_held(one), WIDE)]
     return list(found.values())

@@ -2,8 +2,8 @@
 
 The same samples among other mates, in the state in which the model predicts: as it was handed over where that is
 evaluation mode or the user says so, else after ``eval()``. Random numbers are the same in all forwards, so that
-dropout changes nothing. A change is looked at again in double precision, where kernels of other batch sizes cannot be the
-reason; and with batch statistics held still, which tells whether normalization is.
+dropout changes nothing. A change is looked at again in double precision, where kernels of other batch sizes cannot
+be the reason; and with batch statistics held still, which tells whether normalization is.
 """
 
 import copy

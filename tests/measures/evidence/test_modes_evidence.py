@@ -219,6 +219,21 @@ def test_freeze_moves_by_momentum_times_the_distance():
     assert "frozen_loss_drift" in {name for name, _ in seen}
 
 
+def test_freeze_of_a_model_whose_outputs_cannot_be_compared():
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = mlp().train()
+            self.body[1].requires_grad_(False)
+
+        def forward(self, x):
+            return {"loss": self.body(x).mean()}
+
+    seen = facts_of("freeze", Detector())
+    assert seen["frozen_move", "body.1"].value > 0
+    assert ("frozen_output_drift", "") not in seen
+
+
 def test_freeze_knows_what_is_frozen():
     model = mlp(lambda width: nn.BatchNorm1d(width, affine=False)).train()
     assert facts_of("freeze", model)["frozen_training", ""].value == 0
