@@ -125,7 +125,9 @@ def _by_sample(patient: Patient, sites: dict[str, Site], found: dict[str, list[T
         gains = torch.cat([one.flatten() for one in parts]).rsqrt()
         middle = float(gains.median())
         if middle > 0:
-            facts.append(Fact("sample_gain_spread", float(gains.max()) / middle, name, place="input", count=gains.numel()))
+            facts.append(
+                Fact("sample_gain_spread", float(gains.max()) / middle, name, place="input", count=gains.numel())
+            )
     first = next((site.name for site in patient.norms if site.name in found and site.name in sites), None)
     if first is not None:
         facts += _losses(patient, first, found[first])
