@@ -9,9 +9,20 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset, WeightedRandomSampler
 
 from benchmarks.doctor.data import (
-    CNN, Batch, batches, fit, flat, generator, images, mlp, pictures, sequences, shuffled, trained_cnn,
+    CNN,
+    Batch,
+    batches,
+    fit,
+    flat,
+    generator,
+    images,
+    mlp,
+    pictures,
+    sequences,
+    shuffled,
+    trained_cnn,
 )  # fmt: skip
-from benchmarks.doctor.healthy_nets import Temporal, learned, stepper, stream
+from benchmarks.doctor.healthy_nets import Temporal, cooled, learned, stepper, stream
 from benchmarks.doctor.setup import healthy
 
 
@@ -35,7 +46,7 @@ def _fields(seed: int, n: int, part: str, size: int = 48) -> Batch:
 
 def _on_fields(seed: int, size: int, steps: int) -> dict[str, Any]:
     x, y = _fields(seed, 96, "train")
-    model = fit(_dense_map(), shuffled(x, y, size, seed), steps, lr=1e-2)
+    model = cooled(_dense_map(), shuffled(x, y, size, seed), steps, lr=1e-2)
     return {"model": model, "loader": stream(x, y, size, seed)}
 
 
@@ -236,37 +247,6 @@ def graphs_of_varying_size(seed: int) -> dict[str, Any]:
     return {"model": model, "loader": loader, "loss": loss, "forward": lambda model, batch: model(**batch[0])}
 
 
-def _accumulated(seed: int, size: int, count: int) -> dict[str, Any]:
-    x, y = images(seed)
-    model = CNN()
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    supply = shuffled(x, y, size, seed)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        for _ in range(count):
-            one, label = next(supply)
-            (F.cross_entropy(model(one), label) / count).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-    for _ in range(100):
-        step()
-    optimizer.zero_grad()
-    return {"model": model, "loader": stream(x, y, size, seed), "optimizer": optimizer, "step": step}
-
-
-@healthy(case="H21", half="judge", tempts=("N09", "N04"))
-def accumulated_micro_batches_of_16(seed: int) -> dict[str, Any]:
-    """Four micro-batches a step; statistics move four times, each time by a good estimate."""
-    return _accumulated(seed, 16, 4)
-
-
-@healthy(case="H21", half="tune", tempts=("N09", "N04"))
-def accumulated_micro_batches_of_32(seed: int) -> dict[str, Any]:
-    """Two micro-batches a step."""
-    return _accumulated(seed, 32, 2)
-
-
 @healthy(case="plain", half="judge", tempts=("N05", "N04"))
 def last_batch_dropped(seed: int) -> dict[str, Any]:
     """A thousand and one points in batches of 50, the last point left out, as norms over single values need it."""
@@ -279,7 +259,7 @@ def last_batch_dropped(seed: int) -> dict[str, Any]:
 
 
 @healthy(case="plain", half="tune", tempts=("N05",))
-def single_picture_at_the_end(seed: int) -> dict[str, Any]:
+def last_picture_alone_with_its_map(seed: int) -> dict[str, Any]:
     """One picture still has 64 values a channel where it has the fewest."""
     x, y = images(seed, 769)
     return {"model": learned(CNN(), seed)["model"], "loader": batches(x, y, 32)}

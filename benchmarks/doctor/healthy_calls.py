@@ -1,20 +1,23 @@
 """Several calls of one layer in a forward pass or in a step, and no harm in it."""
 
 import copy
-import itertools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from benchmarks.doctor.data import (
-    CNN, Batch, batches, cross_entropy, fit, generator, images, pictures, shuffled, trained_cnn,
+    CNN,
+    batches,
+    fit,
+    generator,
+    images,
+    pictures,
+    shuffled,
 )  # fmt: skip
-from benchmarks.doctor.healthy_nets import stepper, stream
+from benchmarks.doctor.healthy_nets import cooled, stepper, stream
 from benchmarks.doctor.setup import healthy
 
 Views = tuple[Tensor, Tensor]
@@ -49,7 +52,7 @@ def _two_views(seed: int, call: Callable[[nn.Module, Views], Views]) -> dict[str
     def loss(model: nn.Module, batch: Views) -> Tensor:
         return _contrast(*call(model, batch))
 
-    model = fit(CNN(), loader, 100, loss=loss)
+    model = cooled(CNN(), loader, 120, loss=loss)
     return {"model": model, "loader": loader, "forward": call, "loss": loss}
 
 
@@ -132,7 +135,7 @@ def _adversarial(model: nn.Module, batch: Views) -> Tensor:
 def _discriminator(seed: int, near: bool) -> dict[str, Any]:
     real, fake = _real_and_fake(seed, near)
     model = _judge()
-    optimizer = torch.optim.Adam(model.parameters(), 2e-4, (0.5, 0.999))
+    optimizer = torch.optim.Adam(model.parameters(), 2e-4 if near else 2e-3, (0.5, 0.999))
     loader = batches(real, fake, 64)
     fit(model, loader, 100, loss=_adversarial, optimizer=optimizer)
     step = stepper(model, optimizer, loader, _adversarial)
@@ -200,7 +203,7 @@ def _domain_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
 def domain_specific_norms(seed: int) -> dict[str, Any]:
     """Batches of one domain each, in turns; each norm sees one of them."""
     loader = _domains(seed)
-    model = fit(_TwoDomains(), loader, 200, loss=_domain_loss)
+    model = cooled(_TwoDomains(), loader, 240, loss=_domain_loss)
     return {"model": model, "loader": loader, "forward": _by_domain, "loss": _domain_loss}
 
 
@@ -257,106 +260,6 @@ def mirrored_at_test(seed: int) -> dict[str, Any]:
     return {"model": _Averaged(body).eval(), "loader": pictures(seed, "val")}
 
 
-class _Checkpointed(nn.Module):
-    """A CNN whose middle is computed twice, and whose norm there is told so by its momentum."""
-
-    def __init__(self, momentum: float) -> None:
-        super().__init__()
-        self.enter = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1), nn.BatchNorm2d(16), nn.ReLU())
-        self.middle = nn.Sequential(nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32, momentum=momentum), nn.ReLU())
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = checkpoint(self.middle, self.enter(x), use_reentrant=False)
-        return self.head(h.mean((2, 3)))  # type: ignore[no-any-return]
-
-
-def _checkpointed(seed: int, momentum: float) -> dict[str, Any]:
-    x, y = images(seed)
-    model = _Checkpointed(momentum)
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    fit(model, shuffled(x, y, 64, seed), 100, optimizer=optimizer)
-    loader = stream(x, y, 64, seed)
-    return {"model": model, "loader": loader, "optimizer": optimizer, "step": stepper(model, optimizer, loader)}
-
-
-@healthy(case="plain", half="tune", tempts=("N09", "N10"))
-def checkpointed_with_corrected_momentum(seed: int) -> dict[str, Any]:
-    """Two updates a step at momentum 1 - sqrt(1 - 0.1) are one at 0.1."""
-    return _checkpointed(seed, 1 - 0.9**0.5)
-
-
-@healthy(case="plain", half="judge", tempts=("N09",))
-def checkpointed_with_good_batches(seed: int) -> dict[str, Any]:
-    """Two updates a step at the default momentum; estimates from 64 pictures are good enough for it."""
-    return _checkpointed(seed, 0.1)
-
-
-def _bypassed(model: nn.Module, momentum: float) -> None:
-    for one in model.modules():
-        if isinstance(one, _BatchNorm):
-            one.momentum = momentum
-
-
-@healthy(case="plain", half="tune", tempts=("N09", "N10"))
-def sharpness_aware_with_bypassed_statistics(seed: int) -> dict[str, Any]:
-    """Two forwards a step; the second, at perturbed weights, runs with momentum 0 and leaves statistics alone."""
-    x, y = images(seed)
-    model = CNN()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    supply = shuffled(x, y, 32, seed)
-
-    def step() -> None:
-        batch = next(supply)
-        optimizer.zero_grad()
-        cross_entropy(model, batch).backward()  # type: ignore[no-untyped-call]
-        parameters = [one for one in model.parameters() if one.grad is not None]
-        norm = torch.stack([one.grad.norm() for one in parameters if one.grad is not None]).norm()
-        moves = [0.05 * one.grad / norm for one in parameters if one.grad is not None]
-        with torch.no_grad():
-            torch._foreach_add_(parameters, moves)
-        _bypassed(model, 0.0)
-        optimizer.zero_grad()
-        cross_entropy(model, batch).backward()  # type: ignore[no-untyped-call]
-        _bypassed(model, 0.1)
-        with torch.no_grad():
-            torch._foreach_sub_(parameters, moves)
-        optimizer.step()
-
-    for _ in range(100):
-        step()
-    optimizer.zero_grad()
-    return {"model": model, "loader": stream(x, y, 32, seed), "optimizer": optimizer, "step": step}
-
-
-def _attacked(model: nn.Module, batch: Batch, radius: float) -> Tensor:
-    """The batch moved against the model by the sign of the gradient (Goodfellow et al. 2015)."""
-    x = batch[0].clone().requires_grad_()
-    (slope,) = torch.autograd.grad(cross_entropy(model, (x, batch[1])), x)
-    return batch[0] + radius * slope.sign()
-
-
-@healthy(case="F23", half="judge", tempts=("N09", "N07", "N18"))
-def attacked_in_train_mode(seed: int) -> dict[str, Any]:
-    """Adversarial training whose attack runs in train mode: two updates a step by nearly the same distribution."""
-    x, y = images(seed)
-    model = CNN()
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    supply = itertools.cycle(batches(x, y, 64))
-
-    def step() -> None:
-        batch = next(supply)
-        moved = _attacked(model, batch, 0.05)
-        optimizer.zero_grad()
-        cross_entropy(model, (moved, batch[1])).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-    for _ in range(80):
-        step()
-    optimizer.zero_grad()
-    return {"model": model, "loader": stream(x, y, 64, seed), "optimizer": optimizer, "step": step}
-
-
 @healthy(case="plain", half="tune", tempts=("N08", "N02"))
 def trained_long_on_little(seed: int) -> dict[str, Any]:
     """Over-fitted: the validation loss is high by stored and by pooled statistics alike."""
@@ -371,25 +274,3 @@ def contrastive_encoder_served(seed: int) -> dict[str, Any]:
     loader = _views(seed)
     model = fit(CNN(), loader, 100, loss=lambda model, batch: _contrast(*_together(model, batch)))
     return {"model": model.eval(), "loader": [one for one, _ in loader], "val_loader": [two for _, two in loader[:20]]}
-
-
-@healthy(case="plain", half="tune", tempts=("N07", "N09"))
-def trained_cnn_called_for_a_metric(seed: int) -> dict[str, Any]:
-    """The step looks at accuracy in eval mode and goes back to train mode before it trains."""
-    model = trained_cnn(seed)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    supply, check = itertools.cycle(pictures(seed)), pictures(seed, "val", count=1)[0]
-
-    def step() -> None:
-        model.eval()
-        with torch.no_grad():
-            model(check[0])
-        model.train()
-        optimizer.zero_grad()
-        cross_entropy(model, next(supply)).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-    for _ in range(3):
-        step()
-    optimizer.zero_grad()
-    return {"model": model, "loader": stream(*images(seed), 32, seed), "optimizer": optimizer, "step": step}

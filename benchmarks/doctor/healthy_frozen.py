@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.ao import quantization
 
 from benchmarks.doctor.data import CNN, Batch, batches, fit, images, pictures, shuffled, trained_cnn
-from benchmarks.doctor.healthy_nets import FrozenNorm, learned, resnet, stream
+from benchmarks.doctor.healthy_nets import FrozenNorm, cooled, learned, resnet, stream
 from benchmarks.doctor.setup import healthy
 
 
@@ -55,7 +55,7 @@ def all_frozen_but_the_last(seed: int) -> dict[str, Any]:
     model = _freeze(trained_cnn(seed)).requires_grad_(False)
     for part in (model.bn2, model.head):
         part.train().requires_grad_(True)
-    fit(model, shuffled(x, y, 32, seed), 100)
+    cooled(model, shuffled(x, y, 32, seed), 150)
     return {"model": model, "loader": stream(x, y, 32, seed), "intent": "train"}
 
 
@@ -215,5 +215,5 @@ def pruned_and_recalibrated(seed: int) -> dict[str, Any]:
                 tensor[dead] = 0.0
 
     prune()
-    fit(model, shuffled(x, y, 32, seed), 80, after=prune)
+    cooled(model, shuffled(x, y, 32, seed), 100, after=prune)
     return {"model": model.eval(), "loader": pictures(seed, "val")}

@@ -8,10 +8,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.doctor.data import (
-    CNN, batches, cross_entropy, fit, flat, images, mlp, pictures, sequences, shuffled, trained_cnn,
+    CNN,
+    batches,
+    cross_entropy,
+    fit,
+    flat,
+    images,
+    mlp,
+    pictures,
+    sequences,
+    shuffled,
+    trained_cnn,
 )  # fmt: skip
 from benchmarks.doctor.healthy_nets import (
-    FunctionalNorm, Recurrent, Transformer, UNet, learned, resnet, stepper, stream,
+    FunctionalNorm,
+    Recurrent,
+    Transformer,
+    UNet,
+    learned,
+    resnet,
+    stepper,
+    stream,
 )  # fmt: skip
 from benchmarks.doctor.setup import healthy
 
@@ -175,7 +192,13 @@ def _as_if(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 @healthy(case="plain", half="judge", tempts=("N18", "N01", "N17"))
 def predict_function_that_restores_modes(seed: int) -> dict[str, Any]:
     """The forward that the user gives switches to eval mode and back."""
-    return {"model": trained_cnn(seed), "loader": pictures(seed, "val"), "forward": _as_if}
+    loader = pictures(seed, "val")
+
+    def evaluate(model: nn.Module) -> float:
+        right = [(_as_if(model, batch).argmax(1) == batch[1]).float().mean() for batch in loader[:4]]
+        return float(torch.stack(right).mean())
+
+    return {"model": trained_cnn(seed), "loader": loader, "forward": _as_if, "evaluate": evaluate}
 
 
 @healthy(case="H22", half="tune", tempts=("N01", "N13"))
@@ -236,7 +259,7 @@ def lazily_built_norm(seed: int) -> dict[str, Any]:
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(10),
     )  # fmt: skip
     model(images(seed, 32)[0])
-    made = learned(model, seed, steps=100)
+    made = learned(model, seed, steps=250)
     return {**made, "state_dict": made["model"].state_dict()}
 
 

@@ -19,10 +19,23 @@ def stream(x: Tensor, y: Tensor, size: int = 32, seed: int = 0, **options: Any) 
     return DataLoader(TensorDataset(x, y), size, shuffle=True, generator=generator(seed, "stream"), **options)
 
 
+def cooled(
+    model: nn.Module, loader: Iterable[Any], steps: int, *, lr: float = 3e-3, loss: Loss = cross_entropy,
+    optimizer: torch.optim.Optimizer | None = None, after: Callable[[], object] | None = None,
+) -> nn.Module:  # fmt: skip
+    """Train, the last third of the steps at a tenth of the rate, so that statistics catch up with the weights."""
+    free = [one for one in model.parameters() if one.requires_grad]
+    optimizer = torch.optim.Adam(free, lr) if optimizer is None else optimizer
+    fit(model, loader, steps - steps // 3, loss=loss, optimizer=optimizer, after=after)
+    for group in optimizer.param_groups:
+        group["lr"] /= 10
+    return fit(model, loader, steps // 3, loss=loss, optimizer=optimizer, after=after)
+
+
 def learned(model: nn.Module, seed: int, *, steps: int = 150, size: int = 32, **options: Any) -> dict[str, Any]:
-    """The model trained on `images`, in the mode that it is in, and its training loader."""
+    """The model trained on `images` in the mode that it is in, at last with a lower rate, and its training loader."""
     x, y = images(seed, **options)
-    fit(model, shuffled(x, y, size, seed), steps)
+    cooled(model, shuffled(x, y, size, seed), steps)
     return {"model": model, "loader": stream(x, y, size, seed)}
 
 
@@ -43,7 +56,9 @@ def stepper(
 class Residual(nn.Module):
     """A basic residual block (He et al. 2016) that keeps its width."""
 
-    def __init__(self, width: int, norm: Norm = nn.BatchNorm2d, zero_last: bool = False, drop_path: float = 0.0) -> None:
+    def __init__(
+        self, width: int, norm: Norm = nn.BatchNorm2d, zero_last: bool = False, drop_path: float = 0.0
+    ) -> None:
         super().__init__()
         self.conv1, self.norm1 = nn.Conv2d(width, width, 3, 1, 1, bias=False), norm(width)
         self.conv2, self.norm2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), norm(width)
@@ -122,9 +137,7 @@ class Transformer(nn.Module):
     def __init__(self, features: int, width: int = 32, outputs: int = 10, dropout: float = 0.1) -> None:
         super().__init__()
         self.enter = nn.Linear(features, width)
-        self.block = nn.TransformerEncoderLayer(
-            width, 4, 2 * width, dropout=dropout, batch_first=True, norm_first=True
-        )
+        self.block = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=dropout, batch_first=True, norm_first=True)
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, outputs)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -193,7 +206,7 @@ class FunctionalNorm(nn.Module):
 
 
 class StandardizedConv(nn.Conv2d):
-    """A convolution whose kernels are standardized (Qiao et al. 2019), by ``F.batch_norm`` over the weights as timm does."""
+    """A convolution of standardized kernels (Qiao et al. 2019), by ``F.batch_norm`` over the weights as timm does."""
 
     def forward(self, x: Tensor) -> Tensor:
         flat = self.weight.reshape(1, self.out_channels, -1)
@@ -228,11 +241,24 @@ class FrozenNorm(nn.Module):
 
 
 class MaskedNorm(nn.BatchNorm1d):
-    """Batch normalization over the valid frames of ``[N, L, C]`` only."""
+    """Batch normalization over the valid frames of ``[N, L, C]`` only: its input is not laid out as its base's is."""
 
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:  # type: ignore[override]
         if kept is None:
             kept = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         out = torch.zeros_like(x)
         out[kept] = super().forward(x[kept])
+        return out
+
+
+class AroundNorm(nn.Module):
+    """The same around a batch norm that is called on valid frames ``[M, C]`` alone."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width)
+
+    def forward(self, x: Tensor, kept: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        out[kept] = self.norm(x[kept])
         return out

@@ -11,9 +11,20 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.optim.swa_utils import update_bn
 
 from benchmarks.doctor.data import (
-    CNN, Batch, batches, cross_entropy, fit, flat, images, mlp, pictures, shuffled, trained_cnn, trained_mlp,
+    CNN,
+    Batch,
+    batches,
+    cross_entropy,
+    fit,
+    flat,
+    images,
+    mlp,
+    pictures,
+    shuffled,
+    trained_cnn,
+    trained_mlp,
 )  # fmt: skip
-from benchmarks.doctor.healthy_nets import learned, resnet, stepper, stream
+from benchmarks.doctor.healthy_nets import cooled, learned, resnet, stepper, stream
 from benchmarks.doctor.setup import healthy
 
 
@@ -72,11 +83,16 @@ def double_precision(seed: int) -> dict[str, Any]:
 def bias_before_norm_and_decay_on_everything(seed: int) -> dict[str, Any]:
     """A redundant bias and weight decay on gains: common, and harmless."""
     model = nn.Sequential(
-        nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
+        nn.Conv2d(3, 16, 3, 2, 1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 10),
     )
     x, y = images(seed)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.05)
-    fit(model, shuffled(x, y, 32, seed), optimizer=optimizer)
+    fit(model, shuffled(x, y, 32, seed), 250, optimizer=optimizer)
     return {"model": model, "loader": stream(x, y, 32, seed), "optimizer": optimizer}
 
 
@@ -86,7 +102,7 @@ def decay_on_gains_by_sgd(seed: int) -> dict[str, Any]:
     model = resnet()
     x, y = images(seed)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
-    fit(model, shuffled(x, y, 32, seed), optimizer=optimizer)
+    cooled(model, shuffled(x, y, 32, seed), 150, optimizer=optimizer)
     loader = stream(x, y, 32, seed)
     return {"model": model, "loader": loader, "optimizer": optimizer, "step": stepper(model, optimizer, loader)}
 
@@ -155,7 +171,7 @@ def unbiased_variance_of_small_batches(seed: int) -> dict[str, Any]:
 @healthy(case="F04", half="judge", tempts=("N01",))
 def kernels_that_round_differently(seed: int) -> dict[str, Any]:
     """A wider net in float32, whose convolutions take other paths for one picture than for many."""
-    made = learned(resnet(width=24, blocks=4), seed, steps=60)
+    made = learned(resnet(width=24, blocks=3), seed, steps=90)
     return {"model": made["model"].eval(), "loader": pictures(seed, "val"), "intent": "serve"}
 
 
@@ -217,12 +233,20 @@ def deployed_in_double_precision(seed: int) -> dict[str, Any]:
     return _deployed(seed, double)
 
 
+class _Ten(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 10
+
+
 @healthy(case="F08", half="judge", tempts=("N27", "N01"))
 def compiled_with_a_shift_of_its_own(seed: int) -> dict[str, Any]:
     """The compiled function adds ten, and so does what it was compiled from."""
     model, loader = trained_cnn(seed).eval(), pictures(seed, "val")
-    traced = torch.jit.trace(lambda x: model(x) + 10, loader[0][0])
-    return {"model": model, "loader": loader, "forward": lambda model, batch: model(batch[0]) + 10, "exported": traced}
+    shifted = nn.Sequential(copy.deepcopy(model), _Ten())
+    return {
+        "model": model, "loader": loader, "forward": lambda model, batch: model(batch[0]) + 10,
+        "exported": torch.jit.trace(shifted, loader[0][0]),
+    }  # fmt: skip
 
 
 class _Centred(nn.Module):
@@ -242,7 +266,11 @@ def pooled_to_rounding(seed: int) -> dict[str, Any]:
     x, y = images(seed)
     model = fit(_Centred(), shuffled(x, y, 32, seed), 100, loss=lambda m, b: F.cross_entropy(m(b[0])[:, :10], b[1]))
     model.eval()
-    return {"model": model, "loader": [one for one, _ in pictures(seed, "val")], "exported": torch.jit.trace(model, x[:32])}
+    return {
+        "model": model,
+        "loader": [one for one, _ in pictures(seed, "val")],
+        "exported": torch.jit.trace(model, x[:32]),
+    }
 
 
 class _Logarithmic(nn.Module):
@@ -278,7 +306,7 @@ def inputs_of_small_scale(seed: int) -> dict[str, Any]:
 def inputs_of_bytes(seed: int) -> dict[str, Any]:
     """Pixels from 0 to 255, in training as in service; the first norm takes the scale out."""
     x, y = ((one * 25 + 128).clamp(0, 255).round() if one.is_floating_point() else one for one in images(seed))
-    model = fit(CNN(), shuffled(x, y, 32, seed))
+    model = cooled(CNN(), shuffled(x, y, 32, seed), 240)
     return {"model": model.eval(), "loader": batches(x, y, 32)}
 
 

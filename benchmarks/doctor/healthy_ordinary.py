@@ -7,9 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.doctor.data import (
-    CNN, batches, cross_entropy, fit, flat, generator, images, mlp, pictures, shuffled, trained_cnn, trained_mlp,
+    CNN,
+    batches,
+    cross_entropy,
+    fit,
+    flat,
+    generator,
+    images,
+    mlp,
+    pictures,
+    shuffled,
+    trained_cnn,
+    trained_mlp,
 )  # fmt: skip
-from benchmarks.doctor.healthy_nets import Excited, Mobile, Siamese, UNet, learned, resnet, stepper, stream
+from benchmarks.doctor.healthy_nets import Excited, Mobile, Siamese, UNet, cooled, learned, resnet, stepper, stream
 from benchmarks.doctor.setup import healthy
 
 
@@ -30,8 +41,8 @@ def cnn_with_all_arguments(seed: int) -> dict[str, Any]:
     """Everything that a careful user can give."""
     x, y = images(seed)
     model = CNN()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
-    fit(model, shuffled(x, y, 32, seed), optimizer=optimizer)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=1e-4)
+    cooled(model, shuffled(x, y, 32, seed), 150, optimizer=optimizer)
     loader = stream(x, y, 32, seed)
     return {
         "model": model, "loader": loader, "loss": cross_entropy, "optimizer": optimizer,
@@ -46,7 +57,7 @@ def resnet_in_train_mode(seed: int) -> dict[str, Any]:
     model = resnet()
     x, y = images(seed)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-    fit(model, shuffled(x, y, 32, seed), optimizer=optimizer)
+    cooled(model, shuffled(x, y, 32, seed), 150, optimizer=optimizer)
     return {"model": model, "loader": stream(x, y, 32, seed), "optimizer": optimizer}
 
 
@@ -81,11 +92,12 @@ def squeeze_and_excitation(seed: int) -> dict[str, Any]:
     return learned(Excited(), seed)
 
 
-def _pixels(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+def pixels(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Cross entropy of a class for every pixel."""
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
-def _scenes(seed: int, n: int, part: str) -> tuple[Tensor, Tensor]:
+def scenes(seed: int, n: int, part: str) -> tuple[Tensor, Tensor]:
     """Pictures of coarse regions ``[N, 3, 16, 16]`` and the class of each pixel ``[N, 16, 16]``."""
     draw = generator(seed, "scenes", part)
     y = torch.randint(4, (n, 1, 4, 4), generator=draw).repeat_interleave(4, 2).repeat_interleave(4, 3)[:, 0]
@@ -96,17 +108,17 @@ def _scenes(seed: int, n: int, part: str) -> tuple[Tensor, Tensor]:
 @healthy(case="plain", half="judge", tempts=("N04", "N07"))
 def unet_with_batches_of_eight(seed: int) -> dict[str, Any]:
     """A class for every pixel; eight pictures, but two thousand pixels a batch."""
-    x, y = _scenes(seed, 512, "train")
-    model = fit(UNet(), shuffled(x, y, 8, seed), 120, loss=_pixels)
-    return {"model": model, "loader": stream(x, y, 8, seed), "loss": _pixels}
+    x, y = scenes(seed, 512, "train")
+    model = fit(UNet(), shuffled(x, y, 8, seed), 120, loss=pixels)
+    return {"model": model, "loader": stream(x, y, 8, seed), "loss": pixels}
 
 
 @healthy(case="plain", half="tune", tempts=("N02", "N01"))
 def unet_in_eval_mode(seed: int) -> dict[str, Any]:
     """The same, as it serves; labels are maps, and cross entropy takes them without being told."""
-    x, y = _scenes(seed, 512, "train")
-    model = fit(UNet(), shuffled(x, y, 16, seed), 80, loss=_pixels)
-    return {"model": model.eval(), "loader": batches(*_scenes(seed, 256, "val"), 16)}
+    x, y = scenes(seed, 512, "train")
+    model = fit(UNet(), shuffled(x, y, 16, seed), 80, loss=pixels)
+    return {"model": model.eval(), "loader": batches(*scenes(seed, 256, "val"), 16)}
 
 
 def _pairs(seed: int, part: str, n: int = 768) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,7 +163,7 @@ def regression_with_its_loss(seed: int) -> dict[str, Any]:
     """Targets are numbers; the loss is given, since none can be guessed."""
     x, _ = flat(seed, 1536)
     y = torch.sin(x[:, 0]) + 0.1 * x[:, 1]
-    model = fit(mlp(classes=1), shuffled(x, y, 64, seed), 300, loss=_squared)
+    model = cooled(mlp(classes=1), shuffled(x, y, 64, seed), 400, loss=_squared)
     return {"model": model.eval(), "loader": batches(x, y, 64), "loss": _squared}
 
 
@@ -207,7 +219,7 @@ def shuffled_test_loader(seed: int) -> dict[str, Any]:
     return {"model": trained_cnn(seed).eval(), "loader": loader, "val_loader": shuffled_one}
 
 
-@healthy(case="plain", half="judge", tempts=("N12", "N17"))
+@healthy(case="plain", half="tune", tempts=("N12", "N17"))
 def data_parallel_wrapper(seed: int) -> dict[str, Any]:
     """Plain batch norm under a wrapper that has one device to give."""
     return {"model": nn.DataParallel(trained_cnn(seed)), "loader": stream(*images(seed), 32, seed)}
