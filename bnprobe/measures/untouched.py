@@ -79,6 +79,8 @@ class Origin:
         self._containers: dict[int, tuple[Any, list[Any] | None, list[Any]]] = {}
         for module in self._modules:
             self._note(module.__dict__)
+            if isinstance(module, torch.jit.ScriptModule):  # keeps its tensors elsewhere
+                self._note([*module.parameters(recurse=False), *module.buffers(recurse=False)])
         self.streams = RandomStreams()
 
     def remember(self, value: Any) -> None:

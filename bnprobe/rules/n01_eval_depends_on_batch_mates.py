@@ -31,7 +31,7 @@ class EvalDependsOnBatchMates(Rule):
     title = "what is predicted for a sample depends on the samples that come with it"
     harm = (
         "The same sample is judged differently alone and in company, in another order, with another batch size. "
-        "Measured accuracy is that of the test loader's batches, not of the model; and a deployed model sees other ones."
+        "Measured accuracy is that of the test loader's batches, not of the model; a deployed model sees others."
     )
     shows = "outputs of the same samples change when their batch mates are exchanged, more than repetition changes them"
     remedy = (
@@ -73,7 +73,10 @@ class EvalDependsOnBatchMates(Rule):
         if alone:
             numbers.append(Quantity("change of samples that come alone", alone, _UNIT))
         severity = Severity.ERROR if worst > self.much else Severity.WARNING
-        said = f"outputs of the same samples change by {worst:.2g} standard deviations with other batch mates{_state(evidence)}"
+        said = (
+            f"outputs of the same samples change by {worst:.2g} standard deviations with other batch mates"
+            f"{_state(evidence)}"
+        )
         if found.value >= self.some and other >= self.others * found.value:
             yield Opinion(
                 Severity.INFO,

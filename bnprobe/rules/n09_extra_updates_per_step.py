@@ -20,10 +20,10 @@ class ExtraUpdatesPerStep(Rule):
     step do not add to that; there it is the number of values in a micro-batch that counts.
 
     Attributes:
-        values: effective number of values below which an update repeated by the same data, or by other weights, is a
-            warning; of the catalogue.
-        few: the same for micro-batches; of the rule on too few effective values, where it is a warning as well.
-        impact: least share of additional loss; below it nothing is lost yet. Ours.
+        tremble: of a running mean, in standard deviations, from which updates repeated by the same data, or by other
+            weights, are a warning: that of two updates a step at PyTorch's momentum and 64 effective values a batch.
+        few: effective number of values of a micro-batch below which accumulation is one; of the rule on too few values.
+        momentum: of all updates of a step together, up to which nothing is extra: PyTorch's 0.1, and some room.
     """
 
     code = "N09"
@@ -46,12 +46,18 @@ class ExtraUpdatesPerStep(Rule):
     )
     needs = ("step",)
     untrained = True
-    sick = "block = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))\ny = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)"
-    healthy = "block = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))\ny = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)"
+    sick = (
+        "block = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))\n"
+        "y = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)"
+    )
+    healthy = (
+        "block = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))\n"
+        "y = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)"
+    )
 
-    values: float = 64
+    tremble: float = 0.04
     few: float = 16
-    impact: float = 0.02
+    momentum: float = 0.12
 
     def judge(self, evidence: Evidence) -> Iterable[Opinion]:
         """Once for the model, at the layer with the fewest values."""
@@ -64,10 +70,11 @@ class ExtraUpdatesPerStep(Rule):
         again = recomputed or evidence.value("weights_during_step", default=1.0) > 1
         again = again or evidence.value("repeated_calls", worst.layer, 0.0) > 0
         worse = excess(evidence, "stored", "pooled")
-        hurts = worse is None or worse.value >= self.impact
-        severity = Severity.WARNING if values < (self.values if again else self.few) and hurts else Severity.INFO
         momentum = evidence.value("momentum", worst.layer, 0.1)
         effective = 1 - (1 - momentum) ** k
+        hurts = _tremble(effective, values) >= self.tremble if again else values < self.few
+        severity = Severity.WARNING if hurts and effective > self.momentum else Severity.INFO
+        acting = effective if again else momentum
         said = f"{len(repeated)} layers update their statistics {k:.3g} times a step"
         if len(repeated) == 1:
             said = f"{worst.layer} updates its statistics {k:.3g} times a step"
@@ -75,8 +82,8 @@ class ExtraUpdatesPerStep(Rule):
         if values < float("inf"):
             numbers += [
                 Quantity("effective number of values of a batch", values),
-                Quantity("tremble of a running mean", sqrt((effective if again else momentum) / (2 - (effective if again else momentum)) / max(values, 1e-9)), "standard deviations"),
-            ]  # fmt: skip
+                Quantity("tremble of a running mean", _tremble(acting, values), "standard deviations"),
+            ]
         yield Opinion(
             severity,
             f"{said}, which act like momentum {effective:.2g} instead of {momentum:.2g}",
@@ -87,6 +94,11 @@ class ExtraUpdatesPerStep(Rule):
             remedy=self.remedy.replace("k\n", f"{k:.0f}\n").replace("/ k", f"/ {k:.0f}"),
             causes=tuple(_causes(evidence, worst)),
         )
+
+
+def _tremble(momentum: float, values: float) -> float:
+    """Standard deviation of a running mean about the mean, in those of the layer's input."""
+    return sqrt(momentum / (2 - momentum) / max(values, 1e-9))
 
 
 def _values(evidence: Evidence, layer: str) -> float:

@@ -47,7 +47,8 @@ class NoRunningStatistics(Rule):
 
     def judge(self, evidence: Evidence) -> Iterable[Opinion]:
         """One opinion for layers without buffers, one for those with idle ones, at the first of each."""
-        off = [layer.name for layer in evidence.norms if layer.family == "batch_norm" and evidence.value("tracks", layer.name) == 0]  # fmt: skip
+        norms = [layer.name for layer in evidence.norms if layer.family == "batch_norm"]
+        off = [name for name in norms if evidence.value("tracks", name) == 0]
         bare = [name for name in off if evidence.value("has_buffers", name) == 0]
         idle = [name for name in off if evidence.value("has_buffers", name) == 1]
         if bare:

@@ -23,9 +23,9 @@ class ModeLeftOver(Rule):
     name = "mode-left-over"
     title = "batch norms are in another mode than the model, or than what is done with it"
     harm = (
-        "A batch norm that stays in evaluation mode in training does not normalize: its statistics are those of weights "
-        "long gone. One that stays in training mode when the model predicts makes predictions depend on the batch and "
-        "lets every prediction move the statistics."
+        "A batch norm that stays in evaluation mode in training does not normalize: its statistics are those of "
+        "weights long gone. One that stays in training mode when the model predicts makes predictions depend on the "
+        "batch and lets every prediction move the statistics."
     )
     shows = (
         "training flags of parent and layer differ; eval() leaves a layer in training mode; num_batches_tracked stands "
@@ -43,7 +43,10 @@ class ModeLeftOver(Rule):
 
     def judge(self, evidence: Evidence) -> Iterable[Opinion]:
         """One opinion for layers that predict in training mode, one for those that train in evaluation mode."""
-        norms = [layer.name for layer in evidence.norms if layer.family == "batch_norm"]
+        norms = [
+            layer.name for layer in evidence.norms
+            if layer.family == "batch_norm" and "frozen" not in layer.kind.lower()  # these have no modes
+        ]  # fmt: skip
         unreached = [name for name in norms if evidence.value("eval_unreached", name) == 1]
         training = [name for name in norms if evidence.value("training", name) == 1]
         if unreached:
@@ -92,8 +95,8 @@ def _training(evidence: Evidence, layers: Sequence[str]) -> Iterable[Opinion]:
     named = around if left else trained
     yield Opinion(
         Severity.WARNING if left else Severity.INFO,
-        f"{_listed(named)} trained by the step in evaluation mode{', like the part of the model around' if left else ''}: "
-        "gain and shift change, statistics stand still",
+        f"{_listed(named)} trained by the step in evaluation mode"
+        f"{', like the part of the model around' if left else ''}: gain and shift change, statistics stand still",
         named[0],
         effect=Quantity("batch norms trained in evaluation mode", len(named)),
         causes=("an evaluation called eval() and nothing called train() after it",) if left else ("frozen on purpose",),

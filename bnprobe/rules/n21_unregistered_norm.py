@@ -25,8 +25,8 @@ class UnregisteredNorm(Rule):
     name = "unregistered-norm"
     title = "normalization that runs in the forward and is no layer of the model"
     harm = (
-        "A layer that is made in forward, or kept in a plain list, is reached by nothing: eval() does not switch it, the "
-        "optimizer does not train its gain, state_dict does not save it, to(device) does not move it."
+        "A layer that is made in forward, or kept in a plain list, is reached by nothing: eval() does not switch it, "
+        "the optimizer does not train its gain, state_dict does not save it, to(device) does not move it."
     )
     shows = "calls of normalizing functions whose module is not among model.modules()"
     remedy = "self.norms = nn.ModuleList([nn.BatchNorm1d(width) for width in widths])  # in __init__"
@@ -65,7 +65,8 @@ class UnregisteredNorm(Rule):
         told = ["that every forward makes anew" if created else "that the model holds but does not register"]
         if by_batch:
             told.append(
-                f"use statistics of the batch after eval() (outputs change by {swap:.2g} standard deviations with other mates)"
+                f"use statistics of the batch after eval() (outputs change by {swap:.2g} standard deviations with "
+                "other batch mates)"
             )
         if untrained:
             told.append("have weights that model.parameters() does not list")
@@ -89,6 +90,6 @@ class UnregisteredNorm(Rule):
             layer,
             effect=Quantity("functional batch norms by the batch", count),
             impact=Quantity("change of an output by other batch mates", swap, "standard deviations"),
-            remedy="F.batch_norm(x, self.running_mean, self.running_var, training=self.training)  # buffers, registered",
+            remedy="F.batch_norm(x, self.running_mean, self.running_var, training=self.training)",
             causes=("training=True is written into the call, or it has no running statistics",),
         )

@@ -25,8 +25,8 @@ class LowPrecisionBuffers(Rule):
     name = "low-precision-buffers"
     title = "running statistics in half precision stand still"
     harm = (
-        "An exponential average adds momentum times a difference. Where that is less than half a unit in the last place "
-        "of a bfloat16 or float16 buffer, nothing is added, however long training lasts, and the average stops short."
+        "An exponential average adds momentum times a difference. Where that is less than half a unit in the last "
+        "place of a bfloat16 or float16 buffer, nothing is added, however long training lasts: the average stops short."
     )
     shows = "running means that are bit for bit the same after a batch whose mean is elsewhere"
     remedy = (

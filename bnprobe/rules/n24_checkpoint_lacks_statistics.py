@@ -25,7 +25,7 @@ class CheckpointLacksStatistics(Rule):
         "Loaded with strict=False it gives a model with trained weights and statistics of 0 and 1, or of whatever the "
         "model had before: training goes on well, evaluation is wrong."
     )
-    shows = "running_mean and running_var of a layer are not among the keys, or are 0 and 1 while others have counted batches"
+    shows = "running_mean, running_var of a layer are not among the keys, or are 0 and 1 while others counted batches"
     remedy = (
         "torch.save(model.state_dict(), path)  # not dict(model.named_parameters())\n"
         "missing, unexpected = model.load_state_dict(checkpoint, strict=False)\n"
@@ -44,13 +44,17 @@ class CheckpointLacksStatistics(Rule):
         whole = evidence.value("checkpoint_share", default=0.0) >= self.whole
         without = [fact.layer for fact in evidence.all("checkpoint_lacks") if fact.value > 0]
         # A layer of which nothing is there is a part that the checkpoint was not made of; unless it has no weights.
-        bad = [name for name in without if evidence.value("checkpoint_affine", name) == 1
-               or (whole and evidence.value("affine_frozen", name) != evidence.value("affine_frozen", name))]  # fmt: skip
+        bad = [
+            name for name in without
+            if evidence.value("checkpoint_affine", name) == 1
+            or (whole and evidence.fact("affine_frozen", name) is None)
+        ]  # fmt: skip
         total = len(evidence.all("checkpoint_lacks"))
         if bad:
             yield Opinion(
                 Severity.ERROR,
-                f"the checkpoint has the weights of {_listed(bad)} but no running statistics ({len(bad)} of {total} layers)",
+                f"the checkpoint has the weights of {_listed(bad)} but no running statistics ({len(bad)} of {total} "
+                "layers)",
                 bad[0],
                 effect=Quantity("layers without running statistics", len(bad), f"of {total}"),
                 causes=("only parameters were saved", "keys with running_ were filtered out"),
@@ -63,7 +67,7 @@ class CheckpointLacksStatistics(Rule):
                 "the original model it meets other statistics than it was trained with",
                 moving[0],
                 effect=Quantity("layers in training mode that are not saved", len(moving), f"of {total}"),
-                remedy="save running_mean, running_var and num_batches_tracked with the adapter, or norm.eval() while it trains",
+                remedy="save the buffers of batch norms with the adapter, or norm.eval() while it trains",
             )  # fmt: skip
         yield from self._untouched(evidence)
 
@@ -78,8 +82,8 @@ class CheckpointLacksStatistics(Rule):
             total = len(evidence.all("checkpoint_default"))
             yield Opinion(
                 Severity.ERROR,
-                f"in the checkpoint {_listed(default)} has means of 0 and variances of 1, while {len(counted)} of {total} "
-                "layers have counted batches",
+                f"in the checkpoint {_listed(default)} has means of 0 and variances of 1, while {len(counted)} of "
+                f"{total} layers have counted batches",
                 default[0],
                 effect=Quantity("layers with statistics of 0 and 1", len(default), f"of {total}"),
                 causes=("statistics were reset and not filled again", "momentum is 0"),

@@ -73,7 +73,7 @@ class DeploymentParity(Rule):
             worst = max(spreads, key=lambda fact: fact.value)
             yield Opinion(
                 Severity.INFO,
-                f"folding multiplies channels of {worst.layer} by gains that differ by a factor of {worst.value:.3g} from "
+                f"folding multiplies channels of {worst.layer} by gains up to {worst.value:.3g} times "
                 "their median: with one integer scale a tensor the others lose their precision",
                 worst.layer,
                 effect=Quantity("largest over median fold gain", worst.value),
@@ -83,8 +83,8 @@ class DeploymentParity(Rule):
     def _coupled(self, mates: Fact, gap: Fact | None) -> Opinion:
         return Opinion(
             Severity.ERROR if mates.value > self.mates[0] else Severity.WARNING,
-            f"exported outputs of the same samples change by {mates.value:.2g} standard deviations with other batch mates; "
-            "the model's do not",
+            f"exported outputs of the same samples change by {mates.value:.2g} standard deviations with other batch "
+            "mates; the model's do not",
             effect=Quantity(
                 "change of an exported output by other batch mates", mates.value, _UNIT, mates.low, mates.high
             ),
@@ -111,8 +111,8 @@ class DeploymentParity(Rule):
             impact = Quantity("samples with another class", 100 * other.value, "%")
         yield Opinion(
             severity,
-            f"exported outputs differ from the model's by up to {gap.value:.2g} standard deviations ({rms:.2g} in root mean "
-            f"square); rounding explains {evidence.value('parity_noise', default=0.0):.1g}",
+            f"exported outputs differ from the model's by up to {gap.value:.2g} standard deviations ({rms:.2g} in root "
+            f"mean square); rounding explains {evidence.value('parity_noise', default=0.0):.1g}",
             effect=Quantity("largest gap of an output", gap.value, _UNIT),
             impact=impact,
             causes=(

@@ -36,8 +36,9 @@ def measure(patient: Patient) -> list[Fact]:
     ``norm_calls``: of the model. ``unregistered_norms``: norm modules that are no part of the model and have weights or
     statistics; ``created_norms``: those of them that the next forward makes anew; ``unregistered_by_batch``,
     ``functional_by_batch``: calls that use statistics of the batch all the same. ``unregistered_trainable``: whether
-    one of them is in training mode and has weights that want gradients (one that is hidden on purpose is in neither). ``eval_unreached``: registered batch norms that ``eval()`` leaves in
-    training mode. ``unseen_parts``: scripted or quantized modules.
+    one of them is in training mode and has weights that want gradients (one that is hidden on purpose is not).
+    ``eval_unreached``: registered batch norms that ``eval()`` leaves in training mode. ``unseen_parts``:
+    scripted or quantized modules.
     """
     norms = patient.batch_norms  # before the mode is set: to find them is a forward
     patient.origin.rewind()
@@ -90,7 +91,10 @@ class _Listener(TorchFunctionMode):
             self.calls[kind] += 1
             place = _TRAINING.get(func)
             given = (kwargs or {}).get("training", args[place] if place is not None and len(args) > place else False)
-            self._note(sys._getframe(1), bool(given) and place is not None)
+            x = args[0] if args else (kwargs or {}).get("input")
+            # Of one "sample" it is no batch: so convolutions standardize their weights.
+            several = isinstance(x, Tensor) and len(x) > 1
+            self._note(sys._getframe(1), bool(given) and place is not None and several)
         return func(*args, **(kwargs or {}))
 
     def _note(self, frame: FrameType | None, by_batch: bool) -> None:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from bnprobe.errors import NotMeasuredError
 from bnprobe.evidence import Fact
+from bnprobe.hooks.segments import plain_forward
 from bnprobe.hooks.sites import named_layers
 from bnprobe.measures.evidence.mates import spread
 from bnprobe.measures.evidence.patient import Patient, set_modes
@@ -25,12 +26,13 @@ def measure(patient: Patient) -> list[Fact]:
     evaluate = patient.given.evaluate
     if evaluate is None:
         raise NotMeasuredError("needs evaluate=: the function that evaluates the model")
-    why = patient.why_no_loss
+    why, _ = patient.why_no_loss, patient.norms  # found by forwards of their own: before the state is set
     patient.origin.rewind()
     before = _buffers(patient)
     remember(patient, evaluate, *([patient.given.optimizer] if patient.given.optimizer is not None else []))
     try:
-        evaluate(patient.model) if wants_argument(evaluate) else evaluate()
+        with plain_forward(patient.root):
+            evaluate(patient.model) if wants_argument(evaluate) else evaluate()
         after = _buffers(patient)
         left = {name: module.training for name, module in named_layers(patient.root)}
     finally:

@@ -82,7 +82,7 @@ def _gaps(patient: Patient, exported: Any, used: list[Any], ours: list[Tensor], 
     yield Fact("parity_rms", _largest(off.square().mean().sqrt()), place="output", count=count)
     double = in_double(patient, used[0])
     if double is not None:
-        noise = (double(used[0]) - ours[0]).abs().max() / scale
+        noise = (double(used[0]).cpu() - ours[0]).abs().max() / scale
         yield Fact("parity_noise", float(noise), place="output", count=len(ours[0]))
     if all(patient.labels(batch) is not None for batch in used) and one.shape[1] > 1:
         share = (one.argmax(1) != other.argmax(1)).double().mean()

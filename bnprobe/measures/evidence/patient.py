@@ -152,7 +152,7 @@ class Patient:
         samples = self.samples(batch)
         with torch.no_grad():
             found = [one for _, one in tensors_in(self.run(batch, model)) if one.is_floating_point() and one.dim()]
-        rows = [one.reshape(samples, -1).double() for one in found if one.shape[0] == samples]
+        rows = [one.detach().reshape(samples, -1).double() for one in found if one.shape[0] == samples]
         if not rows:
             shapes = ", ".join(str(tuple(one.shape)) for one in found) or "no floating-point tensor"
             raise NotMeasuredError(f"the model's output has no row a sample: {samples} samples gave {shapes}")

@@ -6,8 +6,8 @@ from torch import Tensor
 from bnprobe.errors import NotMeasuredError
 from bnprobe.evidence import Fact
 from bnprobe.hooks.outputs import inputs_at
+from bnprobe.measures.evidence.moments import channel_moments
 from bnprobe.measures.evidence.patient import Patient, set_modes
-from bnprobe.measures.evidence.pooling import channel_sums
 
 __all__ = ["measure"]
 
@@ -54,10 +54,10 @@ def _stagnant(patient: Patient, half: dict, batch: object) -> dict[str, float]: 
     means: dict[str, tuple[Tensor, Tensor]] = {}
 
     def see(name: str, call: int, x: Tensor, _: object) -> None:
-        sums = channel_sums(half[name], x)
-        if call == 0 and sums is not None:
-            count, total, squares = sums
-            means[name] = (total / count, (squares / count - (total / count).square()).clamp_min(0).sqrt())
+        found = channel_moments(half[name], x)
+        if call == 0 and found is not None:
+            _, mean, variance = found
+            means[name] = (mean, variance.sqrt())
 
     try:
         with inputs_at({name: site.module for name, site in half.items()}, see), torch.no_grad():

@@ -5,6 +5,8 @@ bit; the data that it reads are read. Without, a forward and backward of the mod
 layers that run again inside of backward, as checkpointed ones do.
 """
 
+import functools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,12 +65,14 @@ class _Watch:
     """Calls of the layers with running statistics.
 
     Attributes:
+        idle: by layer, calls in training mode with a momentum of 0: they are counted and move nothing.
         calls: by layer: what the input was, whether inside of backward, whether in training mode.
         weights: different states of the model's weights at calls of the first such layer.
         steps: of the optimizer.
     """
 
     patient: Patient
+    idle: Counter[str] = field(default_factory=Counter)
     calls: dict[str, list[tuple[Any, bool, bool]]] = field(default_factory=dict)
     weights: set[float] = field(default_factory=set)
     steps: int = 0
@@ -77,6 +81,7 @@ class _Watch:
         module = next(site.module for site in self.patient.tracked if site.name == name)
         backward = torch._C._current_graph_task_id() != -1
         self.calls.setdefault(name, []).append((_print(x), backward, module.training))
+        self.idle[name] += module.training and getattr(module, "momentum", None) == 0.0
         if name == self.patient.tracked[0].name:
             with torch.no_grad():
                 self.weights.add(float(sum(one.double().abs().sum() for one in self.patient.root.parameters())))
@@ -93,6 +98,7 @@ def _step(patient: Patient, watch: _Watch) -> None:
     if optimizer is not None:
         plain = optimizer.step
 
+        @functools.wraps(plain)  # schedulers look for their mark on it
         def counted(*args: Any, **kwargs: Any) -> Any:
             watch.steps += 1
             return plain(*args, **kwargs)
@@ -139,7 +145,7 @@ def _of_layer(patient: Patient, site: Site, watch: _Watch, before: float, weight
         updates = float(sum(training for _, _, training in calls))
     seen = [what for what, _, _ in calls]
     values = {
-        "updates_per_step": updates / max(watch.steps, 1),
+        "updates_per_step": (updates - watch.idle[site.name]) / max(watch.steps, 1),
         "calls_per_step": len(calls),
         "recomputed_calls": sum(backward for _, backward, _ in calls),
         "repeated_calls": len(seen) - len(set(seen)),

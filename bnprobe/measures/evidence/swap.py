@@ -2,8 +2,8 @@
 
 The same samples among other mates, in the state in which the model predicts: as it was handed over where that is
 evaluation mode or the user says so, else after ``eval()``. Random numbers are the same in all forwards, so that
-dropout changes nothing. A change is looked at again in double precision on the CPU, where kernels of other batch sizes
-cannot be the reason; and with batch statistics held still, which tells whether normalization is.
+dropout changes nothing. A change is looked at again in double precision, where kernels of other batch sizes cannot be the
+reason; and with batch statistics held still, which tells whether normalization is.
 """
 
 import copy
@@ -24,6 +24,7 @@ __all__ = ["in_double", "judged_as_handed_over", "measure", "ready"]
 
 # Below this, in standard deviations of outputs, nothing needs a second look; float32 kernels stay below it on CPUs.
 WORTH_A_LOOK = 1e-4
+LARGEST = 200_000_000  # parameters; ours: a copy in double precision takes eight bytes each
 AGREEMENT = 0.05  # ours: how far a copy in double precision may be off, to be taken for the same model
 
 Predict = Callable[[Any], Tensor]
@@ -121,17 +122,19 @@ def _alone(predict: Predict, found: Company, scale: float) -> float:
 
 
 def in_double(patient: Patient, batch: Any) -> Predict | None:
-    """The model, in the state in which it predicts, in double precision on the CPU, as ``batch -> [N, D]``.
+    """The model, in the state in which it predicts, in double precision, as ``batch -> [N, D]``.
 
     None where there can be no such copy, or it does something else with this batch.
     """
     ready(patient)
+    if sum(one.numel() for one in patient.root.parameters()) > LARGEST:
+        return None
     try:
-        twin = copy.deepcopy(patient.root).cpu().double()
+        twin = copy.deepcopy(patient.root).double()
         exact = _predictor_of(patient, twin, {module: module.training for module in twin.modules()})
         ours = exact(batch)
         ready(patient)
-        theirs = patient.outputs(batch).cpu()
+        theirs = patient.outputs(batch)
     except Exception:  # not every module can be copied, and not every forward takes double precision
         return None
     if ours.shape != theirs.shape or not float(apart(ours, theirs, spread([theirs])).quantile(0.5)) < AGREEMENT:
@@ -144,7 +147,7 @@ def _predictor_of(patient: Patient, twin: nn.Module, modes: dict[nn.Module, bool
         patient.origin.streams.restore()
         for module, training in modes.items():
             module.training = training
-        wide = with_tensors(batch, lambda one: one.cpu().double() if one.is_floating_point() else one.cpu())
+        wide = with_tensors(batch, lambda one: one.double() if one.is_floating_point() else one)
         return patient.outputs(wide, twin)
 
     predict.twin = twin  # type: ignore[attr-defined]  # whom to hold still
