@@ -71,7 +71,8 @@ def diagnose(
         forward: ``(model, batch) -> output`` where ``model(x)`` is not it.
         evaluate: the user's evaluation, ``evaluate()`` or ``evaluate(model)``. It is run, and undone.
         ranks: state dicts of other ranks.
-        ema_decay, ema_updates: of the weight average that this model is.
+        ema_decay: of the weight average that this model is.
+        ema_updates: how many updates that average has seen.
         lengths: ``batch -> [N]``, how many positions of each sample are no padding.
         batches: how many to look at.
         select: codes of the rules to ask; None asks all.
@@ -131,7 +132,7 @@ def _inventory(patient: Patient) -> list[Layer]:
 
 def _untrained(patient: Patient) -> bool:
     """Whether no batch norm has seen a batch and every gain and shift is what it is at the beginning."""
-    norms = [module for _, module in named_layers(patient.root) if hasattr(module, "running_mean")]
+    norms: list[Any] = [module for _, module in named_layers(patient.root) if hasattr(module, "running_mean")]
     seen = [one.num_batches_tracked for one in norms if isinstance(getattr(one, "num_batches_tracked", None), Tensor)]
     if not seen or any(int(one) for one in seen):
         return False
@@ -147,7 +148,7 @@ def _untrained(patient: Patient) -> bool:
 def _hashes(modules: Sequence[nn.Module]) -> dict[str, str]:
     """Digests of all that could have been changed, by what it is."""
     parts: dict[str, Any] = {name: hashlib.blake2b(digest_size=16) for name in ("weights", "buffers", "gradients")}
-    flags = []
+    flags: list[tuple[Any, ...]] = []
     for root in modules:
         for name, module in named_layers(unwrap(root)):
             hooks = [list(getattr(module, one)) for one in vars(module) if one.endswith("_hooks")]

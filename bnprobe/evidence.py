@@ -9,10 +9,11 @@ Nothing here needs torch.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from bnprobe.errors import RunError
@@ -180,7 +181,7 @@ def _table(facts: Sequence[Fact]) -> Any:
         for suffix, value in ((_LOW, fact.low), (_HIGH, fact.high), (_P, fact.p_value)):
             if not np.isnan(value):
                 columns.setdefault(fact.statistic + suffix, []).append((keys[key], value, None))
-    records = [Record(batch, "eval", layer, call, place, counts[batch, layer, call, place]) for batch, layer, call, place in keys]  # fmt: skip
+    records = [Record(key[0], "eval", *key[1:], counts[key]) for key in keys]
     return build_table(records, {name: [_placed(rows)] for name, rows in columns.items()})
 
 
@@ -196,7 +197,8 @@ def _placed(rows: Sequence[tuple[int, float, NDArray[np.floating[Any]] | None]])
 def _facts(run: Run) -> list[Fact]:
     facts = []
     known = run.statistics
-    own = [name for name in known if not any(name.removesuffix(end) in known for end in (_LOW, _HIGH, _P) if name.endswith(end))]  # fmt: skip
+    ends = (_LOW, _HIGH, _P)
+    own = [name for name in known if not any(name.endswith(end) and name.removesuffix(end) in known for end in ends)]
     for name in own:
         parts = {"value": name, "channels": f"{name}.channels"}
         parts |= {"low": name + _LOW, "high": name + _HIGH, "p_value": name + _P}
@@ -217,6 +219,11 @@ def _facts(run: Run) -> list[Fact]:
 
 
 def _layer(row: Mapping[Any, Any]) -> Layer:
-    kept = {str(key): None if value is None or value != value else value for key, value in row.items()}
-    kept["channels"] = None if not isinstance(row["channels"], int | np.integer) else int(row["channels"])
-    return replace(Layer("", "", ""), **{**kept, "feeds": tuple(row["feeds"])})
+    """One line of the inventory, as it was before pandas had it."""
+    kept: dict[str, Any] = {str(key): None if _missing(value) else value for key, value in row.items()}
+    kept["channels"] = None if kept["channels"] is None else int(kept["channels"])
+    return Layer(**{**kept, "feeds": tuple(row["feeds"])})
+
+
+def _missing(value: Any) -> bool:
+    return not isinstance(value, tuple | list) and bool(pd.isna(value))

@@ -86,7 +86,7 @@ def inputs_at(layers: Mapping[str, nn.Module], see: See) -> Iterator[None]:
 
     def show(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
-            _, first = next(tensors_in((arguments, keywords)), ("", None))
+            first = next((one for _, one in tensors_in((arguments, keywords))), None)
             if first is not None:
                 see(name, calls[name], first, output)
             calls[name] += 1
@@ -95,8 +95,8 @@ def inputs_at(layers: Mapping[str, nn.Module], see: See) -> Iterator[None]:
 
     handles = []
     try:
-        for name, module in layers.items():
-            handles.append(module.register_forward_hook(show(name), with_kwargs=True))
+        for layer, module in layers.items():
+            handles.append(module.register_forward_hook(show(layer), with_kwargs=True))
         yield
     finally:
         for handle in handles:

@@ -20,9 +20,9 @@ class NonFiniteStatistics(Rule):
         "One overflowing batch in training mode writes infinity into the running mean and NaN into the running "
         "variance, for good: later batches do not heal an exponential average. Training goes on, evaluation is garbage."
     )
-    shows = "channels of running_mean or running_var that are not finite, or of running_var below zero; or variances that become zero in half precision where epsilon does too"
+    shows = "channels of running_mean or running_var that are not finite, or of running_var below zero"
     remedy = (
-        "for m in model.modules():\n    if isinstance(m, torch.nn.modules.batchnorm._BatchNorm): m.reset_running_stats()\n"
+        "for m in model.modules():\n    if hasattr(m, 'reset_running_stats'): m.reset_running_stats()\n"
         "bnprobe.remedies.recalibrate(model, loader)  # and skip forwards on batches that are not finite"
     )
     references = ("Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740",)

@@ -23,7 +23,7 @@ class LayerMoments:
         batches: ``[B]`` numbers of the batches that reached it.
         counts: ``[B]`` values a channel.
         means, variances: ``[B, C]``; variances are biased (divided by n).
-        samples: where they are kept (first and last layer): of each batch ``[N, C]``, each sample's mean over positions.
+        samples: of the first and last layer, of each batch ``[N, C]``: each sample's mean over positions.
     """
 
     batches: list[int] = field(default_factory=list)

@@ -50,12 +50,11 @@ def pooled(patient: "Patient") -> Pooled:
     set_modes(patient, "batch")
     now = _pass(patient, patient.tracked, first=True)
     set_modes(patient, "stored")
-    for passes in range(2, MOST_PASSES + 2):
+    passes, change = 1, float("inf")
+    while change >= SETTLED and passes <= MOST_PASSES:
         install(patient, now)
         before, now = now, _pass(patient, patient.tracked)
-        change = _change(before, now)
-        if change < SETTLED:
-            break
+        passes, change = passes + 1, _change(before, now)
     return Pooled(now.mean, now.variance, now.count, passes, change)
 
 
@@ -66,8 +65,8 @@ def install(patient: "Patient", statistics: Pooled) -> None:
             count = statistics.count[site.name]
             unbiased = statistics.variance[site.name] * (count / max(count - 1, 1))
             with torch.no_grad():
-                site.module.running_mean.copy_(statistics.mean[site.name])  # type: ignore[union-attr, operator]
-                site.module.running_var.copy_(unbiased)  # type: ignore[union-attr, operator]
+                site.module.running_mean.copy_(statistics.mean[site.name])  # type: ignore[operator]
+                site.module.running_var.copy_(unbiased)  # type: ignore[operator]
 
 
 def channel_sums(site: Site, x: Tensor) -> tuple[int, Tensor, Tensor] | None:

@@ -29,9 +29,9 @@ def measure(patient: Patient) -> list[Fact]:
 
 
 def _flags(patient: Patient, site: Site) -> Iterable[tuple[str, float]]:
-    module = site.module
+    module: Any = site.module
     yield "training", patient.modes[site.name]
-    own = [one for one in module.parameters(recurse=False)]
+    own = list(module.parameters(recurse=False))
     if own:
         yield "affine_frozen", not any(one.requires_grad for one in own)
     momentum = getattr(module, "momentum", math.nan)
