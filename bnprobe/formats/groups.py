@@ -1,5 +1,6 @@
 """Findings of one rule in many layers are one thing to read."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,13 +11,15 @@ if TYPE_CHECKING:
     from bnprobe.diagnosis import Diagnosis, Finding
 
 __all__ = [
-    "ADVICE", "Group", "chance", "circumstances", "grouped", "impact", "kept", "numbers", "place", "reasons", "shown", "verdict",
+    "ADVICE", "Group", "amount", "chance", "circumstances", "grouped", "impact", "kept", "place", "quantity",
+    "reasons", "shown", "verdict",
 ]  # fmt: skip
 
 ADVICE = (
     "Look elsewhere: at preprocessing and its constants, dropout, augmentation, labels, learning rate, over-fitting, "
     "and whether evaluation data differ from training data."
 )
+_LARGE = 1e7  # from here on a number's digits are no longer read
 _WHOLE = "whole model"
 
 
@@ -79,7 +82,7 @@ def chance(finding: "Finding") -> str:
 def impact(finding: "Finding") -> str:
     """What it does to loss or output; empty for what is only to be known and has none."""
     if finding.impact is not None:
-        return shown(str(finding.impact))
+        return quantity(finding.impact)
     return "" if finding.severity == Severity.INFO else "not measured"
 
 
@@ -123,16 +126,26 @@ def kept(diagnosis: "Diagnosis") -> str:
     changed = [name for name, same in proof.items() if not same]
     if changed:
         return (
-            f"CHANGED: {_listed(changed)}: hashes taken before and after differ. This must not happen; "
-            "please report it, and do not go on with this model."
+            f"CHANGED: hashes taken before and after differ ({'; '.join(changed)}). This must not happen: please "
+            "report it, and do not go on with this model."
         )
-    return f"Nothing was changed: hashes taken before and after of {_listed(list(proof))} are the same."
+    return f"Nothing was changed: hashes taken before and after are the same ({'; '.join(proof)})."
 
 
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def quantity(one: Quantity, *, named: bool = True) -> str:
+    """A number with its name, unit and interval."""
+    name = f"{shown(one.name)}: " if named and one.name else ""
+    unit = f" {shown(one.unit)}" if one.unit else ""
+    interval = ""
+    if one.low is not None and one.high is not None:
+        interval = f" (95 % interval {amount(one.low)} to {amount(one.high)})"
+    return f"{name}{amount(one.value)}{unit}{interval}"
 
 
-def numbers(some: Iterable[Quantity]) -> str:
-    """Quantities in one line."""
-    return "; ".join(shown(str(one)) for one in some)
+def amount(value: float) -> str:
+    """Three digits; whole numbers as they are."""
+    if math.isnan(value):
+        return "unknown"
+    if math.isinf(value):
+        return "infinite" if value > 0 else "minus infinite"
+    return f"{value:,.0f}" if value == round(value) and abs(value) < _LARGE else f"{value:.3g}"

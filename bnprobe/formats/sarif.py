@@ -4,7 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from bnprobe import __version__
-from bnprobe.formats.groups import chance, kept
+from bnprobe.formats.groups import chance, kept, quantity
 from bnprobe.formats.objects import jsonable, of_quantity
 from bnprobe.rules import Rule, Severity, rules
 
@@ -98,8 +98,8 @@ def _physical(source: str, line: int) -> dict[str, Any]:
 def _message(finding: "Finding") -> str:
     where = f"Layer {finding.layer}: " if finding.layer else ""
     parts = [f"{where}{finding.summary.rstrip('.')}."]
-    parts += [f"Effect: {finding.effect}."] if finding.effect is not None else []
-    parts += [f"Impact: {finding.impact}."] if finding.impact is not None else []
+    parts += [f"Effect: {quantity(finding.effect)}."] if finding.effect is not None else []
+    parts += [f"Impact: {quantity(finding.impact)}."] if finding.impact is not None else []
     parts += [f"Chance: {chance(finding)}."]
     parts += [f"Follows from {finding.follows_from}."] if finding.follows_from else []
     parts += [f"Likely: {'; '.join(finding.causes)}."] if finding.causes else []

@@ -5,7 +5,7 @@ from textwrap import indent, wrap
 from typing import TYPE_CHECKING
 
 from bnprobe.formats.groups import (
-    ADVICE, Group, chance, circumstances, grouped, impact, kept, numbers, place, reasons, shown, verdict,
+    ADVICE, Group, amount, chance, circumstances, grouped, impact, kept, place, quantity, reasons, shown, verdict,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -45,13 +45,13 @@ def entry(group: Group) -> str:
     lines = [f"{str(one.severity).upper()} {one.code} {one.name}: {place(one)}"]
     lines += _lines(shown(one.summary), "  ")
     if one.effect is not None:
-        lines += _labelled("effect", shown(str(one.effect)))
+        lines += _labelled("effect", quantity(one.effect))
     lines += _labelled("chance", chance(one))
     lines += _labelled("impact", impact(one))
-    lines += _labelled("numbers", numbers(one.evidence))
+    lines += _labelled("numbers", "; ".join(map(quantity, one.evidence)))
     if one.follows_from:
         lines += _labelled("follows", f"from {one.follows_from}, which explains it: mend that first")
-    lines += _labelled("layers", _others(group.others))
+    lines += _labelled("layers", _others(one, group.others))
     for label, cause in zip(["likely", *[""] * len(one.causes)], one.causes, strict=False):
         lines += _labelled(label, f"- {shown(cause)}")
     if one.remedy:
@@ -61,18 +61,19 @@ def entry(group: Group) -> str:
     return "\n".join(lines)
 
 
-def _others(others: Sequence["Finding"]) -> str:
+def _others(worst: "Finding", others: Sequence["Finding"]) -> str:
     if not others:
         return ""
-    named = [_short(one) for one in others[:_MOST_NAMED]]
+    named = [_short(one, worst) for one in others[:_MOST_NAMED]]
     more = f", and {len(others) - _MOST_NAMED} more (to_frame() has all)" if len(others) > _MOST_NAMED else ""
     return f"and {len(others)} further layer{'s' * (len(others) > 1)}: {', '.join(named)}{more}"
 
 
-def _short(finding: "Finding") -> str:
-    """A layer with its effect: the reader knows from the first what is measured."""
-    value = "" if finding.effect is None else f" ({finding.effect.value:.3g})"
-    return f"{place(finding)}{value}"
+def _short(finding: "Finding", worst: "Finding") -> str:
+    """A layer with its effect, of which the reader knows from the worst what it is; severity where it is another."""
+    said = [] if finding.effect is None else [amount(finding.effect.value)]
+    said += [str(finding.severity)] if finding.severity != worst.severity else []
+    return f"{place(finding)} ({', '.join(said)})" if said else place(finding)
 
 
 def _cleared(diagnosis: "Diagnosis") -> str:
@@ -83,7 +84,7 @@ def _cleared(diagnosis: "Diagnosis") -> str:
         return "\n".join(_lines(sentence))
     lines = [f"N00 {sentence}"]
     for one in diagnosis.certificate:
-        lines += _lines(shown(str(one)), "  ", "    ")
+        lines += _lines(quantity(one), "  ", "    ")
     return "\n".join([*lines, *_lines(ADVICE, "  ")])
 
 
