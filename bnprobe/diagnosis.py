@@ -223,7 +223,12 @@ def diagnosis_of(
 
 
 def certificate(evidence: Evidence) -> tuple[Quantity, ...] | None:
-    """The numbers that say that normalization is innocent; None where nothing that could have said otherwise ran."""
+    """The numbers that say that normalization is innocent; None where nothing that could have said otherwise ran.
+
+    Nor is there one of an untrained model, whose statistics will be others.
+    """
+    if evidence.context.untrained:
+        return None
     wanted = (
         ("loss_stored", "loss with running statistics", ""),
         ("loss_batch", "loss with batch statistics", ""),
@@ -240,7 +245,9 @@ def certificate(evidence: Evidence) -> tuple[Quantity, ...] | None:
     counts = _of_layers(evidence, "n_eff_values")
     if counts:
         least = min(counts, key=lambda one: one.value)
-        numbers.append(Quantity(f"least effective number of values a batch, at {least.layer}", least.value, "", *_ends(least)))
+        numbers.append(
+            Quantity(f"least effective number of values a batch, at {least.layer}", least.value, "", *_ends(least))
+        )
     return tuple(numbers) or None
 
 

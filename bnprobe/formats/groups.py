@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from bnprobe.diagnosis import Diagnosis, Finding
 
 __all__ = [
-    "ADVICE", "Group", "amount", "chance", "circumstances", "grouped", "impact", "kept", "place", "quantity",
+    "ADVICE", "Group", "amount", "chance", "circumstances", "count", "grouped", "impact", "kept", "place", "quantity",
     "reasons", "shown", "verdict",
 ]  # fmt: skip
 
@@ -110,12 +110,14 @@ def verdict(diagnosis: "Diagnosis") -> str:
     """The sentence of the certificate; empty where a warning or worse was found."""
     if not diagnosis.ok or any(one.severity > Severity.INFO for one in diagnosis.accepted):
         return ""
+    if diagnosis.evidence.context.untrained:
+        return "Nothing was found; but the model looks untrained, so there is no certificate: ask again when it is."
     if diagnosis.certificate is None:
         return (
             "Nothing was found; but no measurement was taken that could have cleared normalization, so there is no "
             "certificate."
         )
-    return f"Normalization is not your problem, as far as {len(diagnosis.asked)} rules can tell."
+    return f"Normalization is not your problem, as far as {count(len(diagnosis.asked), 'rule')} can tell."
 
 
 def kept(diagnosis: "Diagnosis") -> str:
@@ -130,6 +132,11 @@ def kept(diagnosis: "Diagnosis") -> str:
             "report it, and do not go on with this model."
         )
     return f"Nothing was changed: hashes taken before and after are the same ({'; '.join(proof)})."
+
+
+def count(number: int, noun: str) -> str:
+    """``1 rule``, ``2 rules``."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def quantity(one: Quantity, *, named: bool = True) -> str:

@@ -5,7 +5,20 @@ from textwrap import indent, wrap
 from typing import TYPE_CHECKING
 
 from bnprobe.formats.groups import (
-    ADVICE, Group, amount, chance, circumstances, grouped, impact, kept, place, quantity, reasons, shown, verdict,
+    ADVICE,
+    Group,
+    amount,
+    chance,
+    circumstances,
+    count,
+    grouped,
+    impact,
+    kept,
+    place,
+    quantity,
+    reasons,
+    shown,
+    verdict,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -98,7 +111,7 @@ def _accepted(accepted: Sequence["Finding"]) -> str:
 def _not_run(diagnosis: "Diagnosis") -> str:
     if not diagnosis.not_run:
         return ""
-    lines = [f"Not run: {len(diagnosis.not_run)} rules"]
+    lines = [f"Not run: {count(len(diagnosis.not_run), 'rule')}"]
     for why, some in reasons(diagnosis.not_run).items():
         lines += _lines(f"{shown(why)}", "  ", "    ")
         lines += _lines(", ".join(f"{one.code} {one.name}" for one in some), "      ")

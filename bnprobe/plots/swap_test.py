@@ -13,7 +13,9 @@ __all__ = ["swap_test"]
 _BANDS = ((0.05, "error", 3), (0.005, "warning", 1))
 _STATISTICS = {
     "swap_change": "other batch mates",
-    "swap_repeat": "same batch again",
+    "swap_alone": "alone in its batch",
+    "swap_random": "other random numbers",
+    "swap_noise": "the same batch again",
 }
 _LEAST = 1e-9  # float32 leaves 1e-7 to 1e-6; what is below is as good as nothing
 
@@ -34,10 +36,10 @@ def swap_test(evidence: Evidence, ax: Axes | None = None) -> Axes:
     Raises:
         RunError: the swap test was not made.
     """
-    found = {name: fact for name in _STATISTICS if (fact := evidence.fact(name)) is not None}
-    if "swap_change" not in found or np.isnan(found["swap_change"].value):
+    found = {name: fact for name in _STATISTICS if (fact := evidence.fact(name)) and not np.isnan(fact.value)}
+    if "swap_change" not in found:
         raise RunError("the evidence has no swap test ('swap_change')")
-    with style.canvas(ax, height=2.2) as drawn:
+    with style.canvas(ax, height=1.3 + 0.42 * len(found)) as drawn:
         style.title(drawn, "Swap test: do outputs depend on batch mates?")
         for row, fact in enumerate(found.values()):
             _bar(drawn, row, fact)

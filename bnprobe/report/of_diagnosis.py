@@ -10,7 +10,18 @@ from bnprobe import plots
 from bnprobe.errors import RunError
 from bnprobe.evidence import Evidence
 from bnprobe.formats.groups import (
-    ADVICE, Group, chance, circumstances, grouped, impact, kept, place, quantity, reasons, shown, verdict,
+    ADVICE,
+    Group,
+    chance,
+    circumstances,
+    grouped,
+    impact,
+    kept,
+    place,
+    quantity,
+    reasons,
+    shown,
+    verdict,
 )  # fmt: skip
 from bnprobe.report.page import Code, Facts, Figure, Mark, Note, Page, Part, Section, Table
 from bnprobe.rules import Severity
@@ -75,7 +86,10 @@ def _overview(diagnosis: "Diagnosis", groups: list[Group]) -> Iterable[Part]:
     if changed:
         yield Note([kept(diagnosis)], kind="problem", heading="The model was changed")
     if groups:
-        rows = [[_mark(one.worst), f"{one.worst.code} {one.worst.name}", _where(one), shown(one.worst.summary)] for one in groups]
+        rows = [
+            [_mark(one.worst), f"{one.worst.code} {one.worst.name}", _where(one), shown(one.worst.summary)]
+            for one in groups
+        ]
         yield Table(["Severity", "Rule", "Where", "What"], rows)
     sentence = verdict(diagnosis)
     if sentence:

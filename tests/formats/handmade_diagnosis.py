@@ -22,13 +22,15 @@ def evidence(names=("stem.bn", "block1.bn", "block2.bn"), labels=True, batches=6
     """What a diagnosis of a sound model with these batch norms finds."""
     layers = [Layer(name, "BatchNorm2d", "batch_norm", 16, 1e-5, 0.1, observed=True) for name in names]
     random = np.random.default_rng(0)
-    facts = [Fact("swap_change", 3e-7, place="output"), Fact("swap_repeat", 0.0, place="output")]
+    facts = [Fact("swap_change", 3e-7, place="output"), Fact("swap_noise", 0.0, place="output")]
     for index, way in enumerate(("stored", "batch", "pooled")):
         mean = 0.4 + 0.05 * index
         if labels:
             facts.append(Fact(f"loss_{way}", mean, place="loss", low=mean - 0.03, high=mean + 0.03))
             losses = mean + 0.05 * random.normal(size=batches)
-            facts += [Fact(f"batch_loss_{way}", value, batch=number, place="loss") for number, value in enumerate(losses)]
+            facts += [
+                Fact(f"batch_loss_{way}", value, batch=number, place="loss") for number, value in enumerate(losses)
+            ]
         elif way != "pooled":
             facts.append(Fact(f"distance_{way}", mean, place="output", low=mean - 0.03, high=mean + 0.03))
     for depth, name in enumerate(names):
