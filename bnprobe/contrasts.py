@@ -107,7 +107,8 @@ def periodicity(means: Array, seed: int) -> tuple[int, float, float] | None:
 
     def likeness(order: NDArray[np.int64]) -> Array:
         turned = gram[np.ix_(order, order)]
-        return np.array([np.diagonal(turned, lag).mean() for lag in range(1, longest + 1)]) / own
+        alike: Array = np.array([np.diagonal(turned, lag).mean() for lag in range(1, longest + 1)])
+        return alike / own
 
     def advantage(order: NDArray[np.int64]) -> float:
         found = likeness(order)

@@ -20,7 +20,7 @@ from bnprobe.errors import RunError
 from bnprobe.records import COMPUTED, Layer, Measured, Record
 from bnprobe.store import Placed, Run, Writer, build_table
 
-__all__ = ["Context", "Evidence", "Fact"]
+__all__ = ["Context", "Evidence", "Fact", "layer_of"]
 
 _LOW, _HIGH, _P = "_low", "_high", "_p_value"
 
@@ -112,7 +112,7 @@ class Evidence:
         if kept is None:
             raise RunError(f"{run.path} holds no evidence of a diagnosis; it is a run that a probe recorded")
         context = Context(**{**kept, "given": tuple(kept["given"])})
-        layers = [_layer(row) for row in run.layers.to_dict("records")]
+        layers = [layer_of(row) for row in run.layers.to_dict("records")]
         return cls(_facts(run), layers, context)
 
     @property
@@ -218,8 +218,8 @@ def _facts(run: Run) -> list[Fact]:
     return facts
 
 
-def _layer(row: Mapping[Any, Any]) -> Layer:
-    """One line of the inventory, as it was before pandas had it."""
+def layer_of(row: Mapping[Any, Any]) -> Layer:
+    """One line of a run's inventory, as it was before pandas had it."""
     kept: dict[str, Any] = {str(key): None if _missing(value) else value for key, value in row.items()}
     kept["channels"] = None if kept["channels"] is None else int(kept["channels"])
     return Layer(**{**kept, "feeds": tuple(row["feeds"])})

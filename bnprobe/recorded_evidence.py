@@ -1,7 +1,6 @@
 """What a probe's records of a training run say of its normalization, as evidence for the rules that need no model."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 
 from bnprobe.contrasts import contrast, divergence, periodicity, together
 from bnprobe.diagnosis import Diagnosis, diagnosis_of
-from bnprobe.evidence import Context, Evidence, Fact
+from bnprobe.evidence import Context, Evidence, Fact, layer_of
 from bnprobe.records import Layer
 from bnprobe.rules import rules
 from bnprobe.store import Run
@@ -23,7 +22,7 @@ _MOMENTS = ("mean", "variance")
 _MODEL = "needs the model and batches: a probe's records do not tell it"
 # What of a run the rules need that can do without the model; all others need it.
 _NEEDS: Mapping[str, tuple[str, ...]] = {"N07": _MOMENTS, "N10": _GAPS, "N11": _GAPS}
-_RECORDED_BY = {_GAPS: "bnprobe.statistics.RunningGap()", _MOMENTS: "bnprobe.statistics.Moments()"}
+_RECORDED_BY: Mapping[tuple[str, ...], str] = {_GAPS: "bnprobe.statistics.RunningGap()", _MOMENTS: "bnprobe.statistics.Moments()"}
 
 
 def diagnosis_of_run(run: Run, select: Sequence[str] | None = None, ignore: Sequence[str] = ()) -> Diagnosis:
@@ -40,23 +39,22 @@ def diagnosis_of_run(run: Run, select: Sequence[str] | None = None, ignore: Sequ
     if "evidence" in run.settings:
         return diagnosis_of(Evidence.of(run), run, {}, select, ignore)
     evidence = evidence_of_run(run)
-    return diagnosis_of(
-        evidence, run, {}, select, ignore, {code: why for code in rules() if (why := _why_not(code, evidence))}
-    )
+    unable = {code: why for code in rules() if (why := _why_not(code, evidence))}
+    return diagnosis_of(evidence, run, {}, select, ignore, unable)
 
 
 def evidence_of_run(run: Run) -> Evidence:
     """Facts of the batch norms that a probe saw in training, from the last records of the run.
 
     ``training`` (it has records of training), ``has_buffers``, ``momentum``, ``eps``; ``mean_gap`` and ``variance_gap``
-    of running statistics against the batches', median over channels; ``nonfinite_statistics``, for a gap to a batch that
-    is finite is only then none where the running statistics are no numbers; ``calls_per_pass``, contrasts and
+    of running statistics against the batches', median over channels; ``nonfinite_statistics``, for the gap to a batch
+    that is finite is no number only where the running statistics are none; ``calls_per_pass``, contrasts and
     divergences between several calls, and ``batch_period``, ``batch_periodicity`` of batches that take turns.
 
     Args:
         run: what ``attach(out=...)`` wrote.
     """
-    layers = [_layer(row) for row in run.layers.to_dict("records")]
+    layers = [layer_of(row) for row in run.layers.to_dict("records")]
     norms = [layer for layer in layers if layer.family == "batch_norm"]
     columns = [part for name in (*_GAPS, *_MOMENTS) for part in (name, f"{name}.channels")]
     table = run.records(*columns, place="input", phase="train")
@@ -100,12 +98,12 @@ class _Call:
     def __init__(self, rows: pd.DataFrame) -> None:
         self.steps = rows["step"].to_numpy(np.int64)
         self.counts = rows["count"].to_numpy(np.float64)
-        self.values = {name: _stacked(rows[f"{name}.channels"]) for name in (*_GAPS, *_MOMENTS)}
+        self.channels = {name: _stacked(rows[f"{name}.channels"]) for name in (*_GAPS, *_MOMENTS)}
 
     @property
     def moments(self) -> tuple[Array, Array] | None:
         """Means and variances of batches, where all are finite."""
-        mean, variance = self.values["mean"], self.values["variance"]
+        mean, variance = self.channels["mean"], self.channels["variance"]
         if mean is None or variance is None or mean.shape != variance.shape:
             return None
         return (mean, variance) if np.isfinite(mean).all() and np.isfinite(variance).all() else None
@@ -121,7 +119,7 @@ def _stacked(column: pd.Series) -> Array | None:
 
 def _running(layer: Layer, calls: Sequence[_Call]) -> Iterable[Fact]:
     first = calls[0]
-    gaps = [first.values[name] for name in _GAPS]
+    gaps = [first.channels[name] for name in _GAPS]
     if any(gap is None for gap in gaps):
         return
     yield Fact("has_buffers", 1.0, layer.name)
@@ -142,10 +140,10 @@ def _nonfinite(layer: Layer, call: _Call) -> Iterable[Fact]:
 
     Epsilon keeps a constant channel's gap finite; without epsilon nothing is said.
     """
-    mean, variance = call.values["mean"], call.values["variance"]
+    mean, variance = call.channels["mean"], call.channels["variance"]
     if mean is None or variance is None or not layer.eps:
         return
-    gaps = [call.values[name] for name in _GAPS]
+    gaps = [call.channels[name] for name in _GAPS]
     if any(gap is None or gap.shape != mean.shape for gap in gaps):
         return
     sound = np.isfinite(mean[-1]) & np.isfinite(variance[-1])
@@ -211,10 +209,3 @@ def _contrasts(name: str, means: Array, variances: Array, counts: Array) -> Iter
         mean, variance = together(means[:, call], variances[:, call], counts[:, call])
         far = divergence(mean, variance, center, total)
         yield Fact("call_divergence", far, name, call=call, place="input", count=steps)
-
-
-def _layer(row: Mapping[Any, Any]) -> Layer:
-    """A line of the inventory, as it was before pandas had it."""
-    kept = {str(key): None if key != "feeds" and pd.isna(value) else value for key, value in row.items()}
-    channels = kept["channels"]
-    return Layer(**{**kept, "channels": None if channels is None else int(channels), "feeds": tuple(row["feeds"])})

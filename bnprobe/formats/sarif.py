@@ -1,7 +1,9 @@
 """A diagnosis as SARIF 2.1.0 (OASIS 2020), the format in which code hosts and editors read findings of tools."""
 
 import json
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from bnprobe import __version__
 from bnprobe.formats.groups import chance, kept, quantity
@@ -32,13 +34,14 @@ def as_sarif(diagnosis: "Diagnosis", source: str | None = None, line: int = 1) -
     suppressed = {"suppressions": [{"kind": "external", "justification": "accepted by the baseline file"}]}
     results += [_result(one, index, physical) | suppressed for one in diagnosis.accepted]
     driver = {"name": "bnprobe", "version": __version__, "rules": [_rule(rule) for rule in known.values()]}
+    certificate = diagnosis.certificate
     run: dict[str, Any] = {
         "tool": {"driver": driver},
         "invocations": [_invocation(diagnosis, index)],
         "results": results,
         "columnKind": "unicodeCodePoints",
-        "properties": {"certificate": None if diagnosis.certificate is None else [of_quantity(one) for one in diagnosis.certificate]},
-    }  # fmt: skip
+        "properties": {"certificate": certificate and [of_quantity(one) for one in certificate]},
+    }
     log = {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}
     return json.dumps(jsonable(log), indent=2, ensure_ascii=False, allow_nan=False)
 
@@ -89,9 +92,6 @@ def _logical(layer: str) -> dict[str, str]:
 
 
 def _physical(source: str, line: int) -> dict[str, Any]:
-    from pathlib import PurePath
-    from urllib.parse import quote
-
     return {"artifactLocation": {"uri": quote(PurePath(source).as_posix())}, "region": {"startLine": max(line, 1)}}
 
 

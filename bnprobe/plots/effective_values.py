@@ -48,7 +48,7 @@ def effective_values(evidence: Evidence, ax: Axes | None = None) -> Axes:
 def _ticks(ax: Axes, low: float, high: float) -> None:
     """Powers of two: the bands end at some."""
     powers = 2.0 ** np.arange(np.ceil(np.log2(low)), np.floor(np.log2(high)) + 1)
-    ax.xaxis.set_major_locator(FixedLocator(powers if powers.size <= 9 else powers[::3]))
+    ax.xaxis.set_major_locator(FixedLocator(list(powers if powers.size <= 9 else powers[::3])))
     ax.xaxis.set_minor_locator(NullLocator())
     style.plain_numbers(ax.xaxis)
 

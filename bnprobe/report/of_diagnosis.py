@@ -1,4 +1,4 @@
-"""The page of a diagnosis: each rule's findings with their numbers and remedy, pictures of the evidence, what was not run."""
+"""The page of a diagnosis: each rule's findings with numbers and remedy, pictures of the evidence, what was not run."""
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from bnprobe.formats.groups import (
     shown,
     verdict,
 )  # fmt: skip
-from bnprobe.report.page import Code, Facts, Figure, Mark, Note, Page, Part, Section, Table
+from bnprobe.report.page import Cell, Code, Facts, Figure, Mark, Note, Page, Part, Section, Table
 from bnprobe.rules import Severity
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _overview(diagnosis: "Diagnosis", groups: list[Group]) -> Iterable[Part]:
     if changed:
         yield Note([kept(diagnosis)], kind="problem", heading="The model was changed")
     if groups:
-        rows = [
+        rows: list[list[Cell]] = [
             [_mark(one.worst), f"{one.worst.code} {one.worst.name}", _where(one), shown(one.worst.summary)]
             for one in groups
         ]
@@ -133,10 +133,10 @@ def _finding(group: Group) -> Iterable[Part]:
 
 
 def _table(findings: Iterable["Finding"], caption: str, search: str = "") -> Table:
-    rows = [
-        [_mark(one), one.code, place(one), None if one.effect is None else one.effect.value, one.p_value, shown(one.summary)]
-        for one in findings
-    ]  # fmt: skip
+    rows: list[list[Cell]] = []
+    for one in findings:
+        effect = None if one.effect is None else one.effect.value
+        rows.append([_mark(one), one.code, place(one), effect, one.p_value, shown(one.summary)])
     return Table(["Severity", "Rule", "Layer", "Effect", "p-value", "What"], rows, caption, search)
 
 

@@ -72,31 +72,13 @@ def plain(rule: Rule) -> str:
 
 
 def _wrapped(text: str, further: str = "") -> str:
-    return fill(
-        " ".join(text.split()),
-        100,
-        initial_indent=_IN,
-        subsequent_indent=_IN + further,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    words, ahead = " ".join(text.split()), _IN + further
+    return fill(words, 100, initial_indent=_IN, subsequent_indent=ahead, break_long_words=False, break_on_hyphens=False)
 
 
 def as_json(some: Iterable[Rule]) -> str:
     """An object a rule."""
-    texts = (
-        "code",
-        "name",
-        "title",
-        "harm",
-        "shows",
-        "remedy",
-        "references",
-        "needs",
-        "follows_from",
-        "sick",
-        "healthy",
-    )
+    texts = "code name title harm shows remedy references needs follows_from sick healthy".split()
     rows = [{text: getattr(rule, text) for text in texts} for rule in some]
     return json.dumps(rows, indent=2, ensure_ascii=False)
 
