@@ -18,7 +18,8 @@ from benchmarks import allocator
 
 # By name: each is a module with `add_arguments(parser)` and `run(...)`, which takes what the options are called.
 _BENCHMARKS = (
-    "conformance", "gpu", "gradient_growth", "growth", "overhead", "reading", "scale_invariance", "spectra", "zoo"
+    "conformance", "doctor", "gpu", "gradient_growth", "growth", "overhead", "reading", "scale_invariance", "spectra",
+    "zoo",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from bnprobe.diagnosis import Diagnosis, diagnosis_of
 from bnprobe.errors import ArgumentError
 from bnprobe.evidence import Context, Evidence
 from bnprobe.hooks.sites import named_layers, unwrap
-from bnprobe.measures.evidence import INTENTS, Examination, Given, Patient, collect, examine
+from bnprobe.measures.evidence import INTENTS, Examination, Given, Patient, collect, device_of, examine
 from bnprobe.measures.loss import Loss
 from bnprobe.measures.untouched import untouched
 from bnprobe.measuring import aside
@@ -96,14 +96,13 @@ def diagnose(
     modules = [one for one in (model, reference, exported) if isinstance(one, nn.Module)]
     before = _hashes(modules)
     with untouched(*modules) as origin, aside():
-        device = next((one.device for one in model.parameters()), None)
-        patient = Patient(model, collect(loader, batches, device), origin, given, intent, seed, loader)
+        patient = Patient(model, collect(loader, batches, device_of(model)), origin, given, intent, seed, loader)
         patient.modes  # noqa: B018 - as they were handed over, before anything runs
         evidence = _evidence(patient, examine(patient))
     after = _hashes(modules)
     proof = {name: before[name] == after[name] for name in before}
     run = evidence.save(out if out is not None else tempfile.mkdtemp(prefix="bnprobe-"))
-    return diagnosis_of(evidence, run, proof, select, ignore)
+    return diagnosis_of(Evidence.of(run), run, proof, select, ignore)  # what is judged is what can be judged again
 
 
 def _evidence(patient: Patient, found: Examination) -> Evidence:
@@ -123,10 +122,7 @@ def _evidence(patient: Patient, found: Examination) -> Evidence:
 
 
 def _inventory(patient: Patient) -> list[Layer]:
-    try:
-        sites = patient.norms
-    except Exception:  # the model does not run: its layers are known all the same
-        return []
+    sites = patient.norms
     return [site.describe(observed=site.name in patient.order) for site in sites]
 
 

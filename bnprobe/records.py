@@ -1,10 +1,10 @@
 """The vocabulary of measurements: what a record is, and how it lies in a table.
 
-A *record* is everything measured of one tensor: which step and phase, which layer and call, which place
-(``input``, ``output``, ``grad_output``, ``weight``; ``jacobian``: what was measured of d output / d input;
-``grad_weight``: of the gradient in a layer's parameters; ``loss``: of a loss as a function of all parameters, a record
-of the root, whose name is empty; ``state``: what a layer or the model is set to; a part of one, such as the second
-output or a parameter that is not called weight, as ``output.1`` or ``weight.bias``), and beside these keys one group of columns a statistic:
+A *record* is everything measured of one tensor: which step and phase, which layer and call, which place (``input``,
+``output``, ``grad_output``, ``weight``; ``jacobian``: what was measured of d output / d input; ``grad_weight``: of the
+gradient in a layer's parameters; ``loss``: of a loss as a function of all parameters, a record of the root, whose name
+is empty; ``state``: what a layer or the model is set to; a part of one, such as the second output or a parameter that
+is not called weight, as ``output.1`` or ``weight.bias``), and beside these keys one group of columns a statistic:
 
 =======================  ============================================================================
 column                   meaning

@@ -1,4 +1,4 @@
-"""What something does to the model as a whole: the losses (or outputs) with different statistics, read from evidence."""
+"""What something does to the whole model: losses (or outputs) with different statistics, read from evidence."""
 
 from bnprobe.evidence import Evidence, Fact
 from bnprobe.rules.base import Quantity

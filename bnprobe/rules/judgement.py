@@ -78,7 +78,8 @@ def _why_not(rule: Rule, evidence: Evidence) -> str:
 def _significant(opinions: Sequence[tuple[Rule, Opinion]], tested: Collection[float]) -> Iterable[Judged]:
     """Benjamini and Hochberg (1995) over all layers and rules at once."""
     values = [opinion.p_value for _, opinion in opinions if opinion.p_value is not None]
-    adjusted = iter(false_discovery_control(np.clip([*values, *tested], 0, 1)) if values else ())
+    known = np.nan_to_num(np.array([*values, *tested]), nan=1.0)  # what is not known is no evidence
+    adjusted = iter(false_discovery_control(np.clip(known, 0, 1)) if values else ())
     for rule, opinion in opinions:
         if opinion.p_value is None:
             yield Judged(rule, opinion)

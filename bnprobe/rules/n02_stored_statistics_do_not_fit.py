@@ -3,11 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
-from bnprobe.evidence import Evidence, Fact
+from bnprobe.evidence import Evidence
 from bnprobe.rules.base import Opinion, Quantity, Rule, Severity
-from bnprobe.rules.impact import distance, excess, share
+from bnprobe.rules.misfit import Misfit, misfit
 
 __all__ = ["StoredStatisticsDoNotFit"]
 
@@ -50,56 +48,42 @@ class StoredStatisticsDoNotFit(Rule):
     outputs: float = 0.3
 
     def judge(self, evidence: Evidence) -> Iterable[Opinion]:
-        """Once for the model, for losses are the model's; the layers that are farthest are named."""
-        shares = [fact for fact in evidence.all("stale_share") if fact.value >= self.channels]
-        if not shares:
+        """Once for the model, for losses are the model's; the layer that is farthest off is named."""
+        found = misfit(evidence, "", self.channels)
+        if found is None:
             return
-        worse, apart = excess(evidence, "stored", "pooled"), distance(evidence, "stored")
-        if worse is not None:
-            yield from self._by_loss(evidence, worse, shares)
-        elif apart is not None and apart.value > self.outputs and not apart.low <= self.outputs:
-            yield self._opinion(
-                evidence, Severity.WARNING, shares, None,
-                Quantity("distance of outputs", apart.value, "standard deviations", apart.low, apart.high),
-                f"outputs with running statistics are {apart.value:.2g} standard deviations away from those with "
-                "statistics of these batches",
-            )  # fmt: skip
-
-    def _by_loss(self, evidence: Evidence, worse: Fact, shares: list[Fact]) -> Iterable[Opinion]:
-        value = worse.value if np.isfinite(worse.value) else float("inf")
-        if not value >= self.some:
+        if found.excess_of(self.some):
+            severity = Severity.ERROR if found.excess_of(self.much) else Severity.WARNING
+            said = (
+                f"the loss is {found.losses[0]:.3g} with the running statistics and {found.losses[1]:.3g} with "
+                "statistics pooled over the same batches"
+            )
+        elif found.outputs_beyond(self.outputs) and found.distance is not None:
+            severity = Severity.WARNING
+            said = (
+                f"outputs with running statistics are {found.distance.value:.2g} standard deviations away from those "
+                "with statistics of these batches"
+            )
+        else:
             return
-        severity = Severity.ERROR if value >= self.much else Severity.WARNING
-        stored, pooled = evidence.value("loss_stored"), evidence.value("loss_pooled")
-        yield self._opinion(
-            evidence, severity, shares, worse.p_value, share(worse, "more loss than with pooled statistics"),
-            f"the loss is {stored:.3g} with the running statistics and {pooled:.3g} with statistics pooled over the "
-            "same batches",
-        )  # fmt: skip
-
-    def _opinion(
-        self, evidence: Evidence, severity: Severity, shares: list[Fact], p_value: float | None, impact: Quantity,
-        said: str,
-    ) -> Opinion:  # fmt: skip
-        worst = max(shares, key=lambda fact: fact.value)
-        return Opinion(
+        yield Opinion(
             severity,
-            f"{said}; they are far off in {len(shares)} of {len(evidence.all('stale_share'))} layers, most in "
-            f"{worst.layer} ({worst.value:.0%} of its channels)",
-            effect=Quantity("channels far off in the worst layer", 100 * worst.value, "%"),
-            p_value=p_value,
-            impact=impact,
+            f"{said}; they are far off in {len(found.layers)} of {found.of} layers, most in {found.worst.layer} "
+            f"({found.worst.value:.0%} of its channels)",
+            effect=found.effect,
+            p_value=found.p_value,
+            impact=found.impact,
             numbers=tuple(
                 Quantity(f"median gap of {fact.layer}", fact.value, "standard deviations")
                 for fact in evidence.all("mean_gap")[:3]
             ),
-            causes=tuple(_causes(evidence, shares)),
+            causes=tuple(_causes(evidence, found)),
         )
 
 
-def _causes(evidence: Evidence, shares: list[Fact]) -> Iterable[str]:
+def _causes(evidence: Evidence, found: Misfit) -> Iterable[str]:
     """Ranked by how sure they are."""
-    layers = [fact.layer for fact in shares]
+    layers = found.layers
     if all(evidence.value("default_statistics", name) == 1 for name in layers):
         yield "all of these layers hold means of 0 and variances of 1: never updated, reset, or not in the checkpoint"
     still = [name for name in layers if evidence.value("momentum", name) == 0]
@@ -108,7 +92,7 @@ def _causes(evidence: Evidence, shares: list[Fact]) -> Iterable[str]:
     few = [name for name in layers if evidence.value("momentum", name) * evidence.value("updates_seen", name) < 3]
     if few:
         yield f"{len(few)} of them have seen too few batches for their momentum to fill the averages"
-    if len(layers) < len(evidence.all("stale_share")):
+    if len(layers) < found.of:
         yield "only some layers are off: a part of the model was replaced, pruned or trained in another mode"
     yield "weights were averaged, copied or loaded without the buffers"
     yield "these batches come from other data, or another preprocessing, than the statistics"

@@ -10,9 +10,9 @@ from importlib import import_module
 
 from bnprobe.errors import NotMeasuredError
 from bnprobe.evidence import Fact
-from bnprobe.measures.evidence.patient import INTENTS, Given, Patient, collect
+from bnprobe.measures.evidence.patient import INTENTS, Given, Patient, collect, device_of
 
-__all__ = ["INTENTS", "MEASUREMENTS", "Examination", "Given", "Patient", "collect", "examine"]
+__all__ = ["INTENTS", "MEASUREMENTS", "Examination", "Given", "Patient", "collect", "device_of", "examine"]
 
 # In the order in which they are taken; what is cheap and cannot fail comes first.
 MEASUREMENTS = (

@@ -16,12 +16,12 @@ from bnprobe.hooks.outputs import order_of_entry
 from bnprobe.hooks.segments import plain_forward
 from bnprobe.hooks.sites import Site, named_layers, unwrap
 from bnprobe.hooks.tensors import tensors_in, with_tensors
-from bnprobe.measures.evidence.moments import Moments, moments
+from bnprobe.measures.evidence.moments import Moments
 from bnprobe.measures.evidence.pooling import Pooled, pooled
 from bnprobe.measures.loss import Loss
 from bnprobe.measures.untouched import Origin
 
-__all__ = ["INTENTS", "Given", "Patient"]
+__all__ = ["INTENTS", "Given", "Patient", "collect", "device_of", "set_modes"]
 
 INTENTS = ("serve", "train", "frozen", "batch-stats-at-test", "transductive")
 Forward = Callable[[nn.Module, Any], Any]
@@ -107,12 +107,17 @@ class Patient:
 
     @cached_property
     def order(self) -> list[str]:
-        """Names of the layers that a forward enters, in the order of their first calls."""
+        """Names of the layers that a forward enters, in the order of their first calls; none where it raises."""
         self.origin.rewind()
         set_modes(self, "stored")
         layers = dict(named_layers(self.root))
-        with torch.no_grad():
-            return order_of_entry(layers, lambda: self.run(self.batches[0]))[1]
+        try:
+            with torch.no_grad():
+                return order_of_entry(layers, lambda: self.run(self.batches[0]))[1]
+        except Exception:  # each measurement that runs the model will say so
+            return []
+        finally:
+            self.origin.rewind()
 
     @cached_property
     def batch_norms(self) -> list[Site]:
@@ -131,9 +136,9 @@ class Patient:
     # -- running the model ------------------------------------------------------------------------------------------
 
     def run(self, batch: Any, model: Callable[..., Any] | None = None) -> Any:
-        """Whatever the model (or another callable) returns for a batch."""
-        target = self.root if model is None else model
-        with plain_forward(self.root):
+        """Whatever the model (or another callable) returns for a batch; with gradients where the caller has them on."""
+        target, gradients = self.root if model is None else model, torch.is_grad_enabled()
+        with plain_forward(self.root), torch.set_grad_enabled(gradients):
             if self.given.forward is not None:
                 return self.given.forward(target, batch)  # type: ignore[arg-type]  # a callable stands for the model
             return self._call(target, batch)
@@ -221,10 +226,10 @@ class Patient:
         """Statistics of all batches together, layer by layer."""
         return pooled(self)
 
-    @cached_property
+    @property
     def moments(self) -> Moments:
-        """Moments of each batch at each batch norm's input, with pooled statistics before it."""
-        return moments(self)
+        """Moments of each batch at each batch norm's input, where samples have not influenced one another yet."""
+        return self.pooled.moments
 
     def _call(self, target: Callable[..., Any], batch: Any) -> Any:
         arguments = self._arguments(batch)
@@ -249,7 +254,7 @@ class Patient:
 
     def _loss(self, batch: Any) -> Tensor:
         if self.given.loss is not None:
-            with plain_forward(self.root):
+            with plain_forward(self.root), torch.no_grad():
                 value = self.given.loss(self.root, batch)
             if not isinstance(value, Tensor) or value.numel() != 1:
                 raise NotMeasuredError(f"the loss must be one number; got {type(value).__name__}")
@@ -282,6 +287,11 @@ def collect(loader: Iterable[Any], limit: int, device: torch.device | None) -> l
     if device is None:
         return found
     return [with_tensors(batch, lambda one: one.to(device)) for batch in found]
+
+
+def device_of(model: nn.Module) -> torch.device | None:
+    """Where its parameters are; None where it has none."""
+    return next((one.device for one in model.parameters()), None)
 
 
 def set_modes(patient: Patient, how: str) -> None:

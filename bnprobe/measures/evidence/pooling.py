@@ -2,7 +2,8 @@
 
 The total mean and variance of a layer's inputs over all batches together, each layer's with the layers before it
 already normalized by theirs; so the composition of the batches has no say (Wu and Johnson 2021, section 3). Exact after
-as many passes as there are layers; here passes are repeated until a further one changes nothing that matters.
+as many passes as there are layers. Here passes over some of the batches are repeated until one more changes nothing
+that matters, then over all of them; the last gives the statistics, and the moments of every single batch.
 """
 
 from dataclasses import dataclass
@@ -11,17 +12,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bnprobe.hooks.outputs import inputs_at
-from bnprobe.hooks.sites import Site
+from bnprobe.measures.evidence.moments import Moments, observe
 
 if TYPE_CHECKING:
     from bnprobe.measures.evidence.patient import Patient
 
-__all__ = ["Pooled", "channel_sums", "install", "pooled"]
+__all__ = ["Pooled", "install", "pooled"]
 
-# Ours: a change of a hundredth of a standard deviation moves no judgement; healthy networks get there in three passes.
-SETTLED = 0.01
-MOST_PASSES = 8
+SETTLED = 0.01  # ours: a hundredth of a standard deviation moves no judgement
+DRAFT_BATCHES, DRAFT_PASSES = 8, 6  # ours: healthy networks settle in two or three
+FULL_SETTLED, FULL_PASSES = 0.03, 4  # ours: other batches than the draft's move the mean by as much at random
 
 
 @dataclass(frozen=True)
@@ -29,33 +29,53 @@ class Pooled:
     """Statistics by layer.
 
     Attributes:
-        mean, variance: ``[C]`` in float64; variances are biased (divided by n).
+        mean, variance: ``[C]`` in float64 on the CPU; variances are biased (divided by n).
         count: values a channel.
+        moments: of each batch, taken with these statistics (but for ``change``) in the layers before.
         passes: how many it took.
-        change: the largest change of the last pass, in standard deviations (means) or of the logarithm (variances).
+        change: of the last pass against the one before, in standard deviations (means) or of the logarithm
+            (variances): the median over channels, of the layer where it is largest. An error bound for practical ends.
     """
 
     mean: dict[str, Tensor]
     variance: dict[str, Tensor]
     count: dict[str, int]
+    moments: Moments
     passes: int
     change: float
+
+    @classmethod
+    def of(cls, moments: Moments, before: "Pooled | None" = None) -> "Pooled":
+        """All batches together."""
+        whole = {name: layer.together() for name, layer in moments.items()}
+        count = {name: chunk[0] for name, chunk in whole.items()}
+        mean = {name: chunk[1] for name, chunk in whole.items()}
+        variance = {name: chunk[2] for name, chunk in whole.items()}
+        change = float("inf") if before is None else _change(before, mean, variance)
+        return cls(mean, variance, count, moments, 1 if before is None else before.passes + 1, change)
 
 
 def pooled(patient: "Patient") -> Pooled:
     """Measure them."""
     from bnprobe.measures.evidence.patient import set_modes
 
+    numbered = list(enumerate(patient.batches))
+    draft = numbered[:: -(-len(numbered) // DRAFT_BATCHES)]  # spread over all, for neighbours may be alike
     patient.origin.rewind()
     set_modes(patient, "batch")
-    now = _pass(patient, patient.tracked, first=True)
+    now = Pooled.of(observe(patient.batch_norms, draft, patient.run))
     set_modes(patient, "stored")
-    passes, change = 1, float("inf")
-    while change >= SETTLED and passes <= MOST_PASSES:
+    while now.change >= SETTLED and now.passes < DRAFT_PASSES:
         install(patient, now)
-        before, now = now, _pass(patient, patient.tracked)
-        passes, change = passes + 1, _change(before, now)
-    return Pooled(now.mean, now.variance, now.count, passes, change)
+        now = Pooled.of(observe(patient.batch_norms, draft, patient.run), now)
+    names = [site.name for site in patient.batch_norms]
+    ends = [*names[:1], *names[-1:]]
+    for _ in range(FULL_PASSES):
+        install(patient, now)
+        now = Pooled.of(observe(patient.batch_norms, numbered, patient.run, ends), now)
+        if now.change < FULL_SETTLED:
+            break
+    return now
 
 
 def install(patient: "Patient", statistics: Pooled) -> None:
@@ -69,50 +89,14 @@ def install(patient: "Patient", statistics: Pooled) -> None:
                 site.module.running_var.copy_(unbiased)  # type: ignore[operator]
 
 
-def channel_sums(site: Site, x: Tensor) -> tuple[int, Tensor, Tensor] | None:
-    """Values a channel, sum and sum of squares ``[C]`` in float64; None where the channels' axis is not known."""
-    axis = site.channel_axis(x)
-    if axis is None or not x.numel():
-        return None
-    values = x.detach().movedim(axis, 0).flatten(1).double()
-    return values.shape[1], values.sum(1), values.square().sum(1)
-
-
-def _pass(patient: "Patient", sites: list[Site], first: bool = False) -> Pooled:
-    by_name = {site.name: site for site in sites}
-    counts: dict[str, int] = {}
-    sums: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def see(name: str, _: int, x: Tensor, __: object) -> None:
-        found = channel_sums(by_name[name], x)
-        if found is None or not bool(torch.isfinite(found[2]).all()):
-            return
-        count, total, squares = found
-        counts[name] = counts.get(name, 0) + count
-        old = sums.get(name)
-        sums[name] = (total, squares) if old is None else (old[0] + total, old[1] + squares)
-
-    with inputs_at({site.name: site.module for site in sites}, see), torch.no_grad():
-        for batch in patient.batches:
-            try:
-                patient.run(batch)
-            except ValueError:
-                if not first:  # a last batch of one sample: there are no batch statistics of it
-                    raise
-    mean = {name: total / counts[name] for name, (total, _) in sums.items()}
-    variance = {name: (sums[name][1] / counts[name] - mean[name].square()).clamp_min(0) for name in sums}
-    return Pooled(mean, variance, counts, 1, float("inf"))
-
-
-def _change(before: Pooled, now: Pooled) -> float:
+def _change(before: Pooled, mean: dict[str, Tensor], variance: dict[str, Tensor]) -> float:
     worst = 0.0
-    for name, mean in now.mean.items():
+    for name, now in mean.items():
         if name not in before.mean:
             return float("inf")
-        variance = now.variance[name]
-        alive = variance > 0
+        alive = (variance[name] > 0) & (before.variance[name] > 0)
         if alive.any():
-            moved = ((mean - before.mean[name]).abs() / variance.sqrt())[alive]
-            stretched = (variance.log() - before.variance[name].clamp_min(1e-300).log()).abs()[alive]
-            worst = max(worst, float(moved.max()), float(stretched.max()))
+            moved = ((now - before.mean[name]).abs() / variance[name].sqrt())[alive]
+            stretched = (variance[name] / before.variance[name]).log().abs()[alive]
+            worst = max(worst, float(moved.median()), float(stretched.median()))
     return worst

@@ -32,10 +32,15 @@ def bootstrap(
 def excess_test(differences: NDArray[np.float64]) -> float:
     """One-sided p-value that the mean of paired differences is above zero (t test over batches).
 
-    One where nothing differs or there are fewer than two batches; zero where they differ by the same amount.
+    One where nothing differs or there are fewer than two batches; zero where all differ by the same amount, or one by
+    infinitely much; NaN where one is not known.
     """
-    if differences.size < 2 or not np.isfinite(differences).all():
-        return 1.0 if np.isfinite(differences).all() else float("nan")
+    if np.isnan(differences).any():
+        return float("nan")
+    if np.isposinf(differences).any():
+        return 0.0
+    if differences.size < 2 or np.isneginf(differences).any():
+        return 1.0
     if np.ptp(differences) == 0:
         return 0.0 if differences[0] > 0 else 1.0
     return float(ttest_1samp(differences, 0.0, alternative="greater").pvalue)

@@ -21,12 +21,13 @@ FAR = (0.25, 0.4)  # standard deviations of the mean, logarithm of the variance
 
 
 def measure(patient: Patient) -> list[Fact]:
-    """``mean_gap``, ``variance_gap`` (median over channels, and a channel), ``stale_share``, ``mean_z`` of each layer."""
+    """``mean_gap``, ``variance_gap``, ``mean_z`` (the median, and each channel) and ``stale_share`` of each layer."""
     if not patient.tracked:
         raise NotMeasuredError("no layer has running statistics")
-    facts = []
+    pooled, facts = patient.pooled, []
+    patient.origin.rewind()  # pooling has put statistics of its own into the layers
     for site in patient.tracked:
-        if site.name in patient.pooled.mean:
+        if site.name in pooled.mean:
             facts += gaps(patient, site)
     if not facts:
         raise NotMeasuredError("no layer with running statistics was called")
@@ -36,14 +37,14 @@ def measure(patient: Patient) -> list[Fact]:
 def gaps(patient: Patient, site: Site) -> list[Fact]:
     """Facts of one layer."""
     pooled, count = patient.pooled, patient.pooled.count[site.name]
-    mean, variance = pooled.mean[site.name].cpu().numpy(), pooled.variance[site.name].cpu().numpy()
+    mean, variance = pooled.mean[site.name].numpy(), pooled.variance[site.name].numpy()
     stored, spread = _stored(site, "running_mean"), _stored(site, "running_var")
     alive = variance > 0
     if not alive.any():
         return []
     with np.errstate(invalid="ignore", divide="ignore"):
         off = np.where(alive, np.abs(stored - mean) / np.sqrt(variance), np.nan)
-        size = _values_a_batch(patient, site.name, count)
+        size = _values_a_batch(patient, count)
         stretched = np.where(alive, np.abs(np.log(spread * (size - 1) / size / variance)), np.nan)
     far = (off > FAR[0]) | (stretched > FAR[1]) | (alive & ~(np.isfinite(off) & np.isfinite(stretched)))
     facts = [
@@ -62,7 +63,7 @@ def _stored(site: Site, name: str) -> NDArray[np.float64]:
     return values
 
 
-def _values_a_batch(patient: Patient, name: str, count: int) -> float:
+def _values_a_batch(patient: Patient, count: int) -> float:
     """How many values a channel a batch had, on average: its unbiased variance is what the running average took."""
     return max(count / len(patient.batches), 2.0)
 

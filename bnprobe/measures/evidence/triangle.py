@@ -49,6 +49,7 @@ def _losses(patient: Patient) -> list[Fact]:
         for number, batch in enumerate(patient.batches):
             normalizing(patient, way)
             found[way][number] = _or_nan(patient, batch)
+    found["stored"][np.isnan(found["stored"])] = np.inf  # worse than any loss, and not missing
     facts = [
         Fact(f"batch_loss_{way}", float(value), batch=number, place="loss", count=int(sizes[number]))
         for way in WAYS
@@ -56,7 +57,7 @@ def _losses(patient: Patient) -> list[Fact]:
     ]
     usable = np.isfinite(found["pooled"]) & np.isfinite(found["batch"])
     kept = {way: values[usable] for way, values in found.items()}
-    return facts + [fact for fact in _summaries(kept, sizes[usable], patient.seed)]
+    return [*facts, *_summaries(kept, sizes[usable], patient.seed)]
 
 
 def _or_nan(patient: Patient, batch: object) -> float:
