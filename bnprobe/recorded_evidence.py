@@ -22,7 +22,10 @@ _MOMENTS = ("mean", "variance")
 _MODEL = "needs the model and batches: a probe's records do not tell it"
 # What of a run the rules need that can do without the model; all others need it.
 _NEEDS: Mapping[str, tuple[str, ...]] = {"N07": _MOMENTS, "N10": _GAPS, "N11": _GAPS}
-_RECORDED_BY: Mapping[tuple[str, ...], str] = {_GAPS: "bnprobe.statistics.RunningGap()", _MOMENTS: "bnprobe.statistics.Moments()"}
+_RECORDED_BY: Mapping[tuple[str, ...], str] = {
+    _GAPS: "bnprobe.statistics.RunningGap()",
+    _MOMENTS: "bnprobe.statistics.Moments()",
+}
 
 
 def diagnosis_of_run(run: Run, select: Sequence[str] | None = None, ignore: Sequence[str] = ()) -> Diagnosis:

@@ -57,7 +57,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Mark:
-    """A judged word: ``good``, ``bad``, ``open`` (undecided) or ``plain``. The word must say it, colour only underlines."""
+    """A judged word: ``good``, ``bad``, ``open`` (undecided) or ``plain``. The word says it, colour underlines."""
 
     text: str
     tone: Tone
