@@ -22,7 +22,7 @@ from bnprobe.store import Placed, Run, Writer, build_table
 
 __all__ = ["Context", "Evidence", "Fact", "layer_of"]
 
-_LOW, _HIGH, _P = "_low", "_high", "_p_value"
+_LOW, _HIGH, _P, _COUNT = "_low", "_high", "_p_value", "_count"
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,14 +173,18 @@ def _table(facts: Sequence[Fact]) -> Any:
         for row, key in enumerate(dict.fromkeys((fact.batch, fact.layer, fact.call, fact.place) for fact in facts))
     }
     counts = dict.fromkeys(keys, 0)
-    columns: dict[str, list[tuple[int, float, NDArray[np.floating[Any]] | None]]] = {}
     for fact in facts:
         key = (fact.batch, fact.layer, fact.call, fact.place)
         counts[key] = max(counts[key], fact.count)
+    columns: dict[str, list[tuple[int, float, NDArray[np.floating[Any]] | None]]] = {}
+    for fact in facts:
+        key = (fact.batch, fact.layer, fact.call, fact.place)
         columns.setdefault(fact.statistic, []).append((keys[key], fact.value, fact.channels))
         for suffix, value in ((_LOW, fact.low), (_HIGH, fact.high), (_P, fact.p_value)):
             if not np.isnan(value):
                 columns.setdefault(fact.statistic + suffix, []).append((keys[key], value, None))
+        if fact.count != counts[key]:  # a record has one count, for the statistic that summarises most
+            columns.setdefault(fact.statistic + _COUNT, []).append((keys[key], float(fact.count), None))
     records = [Record(key[0], "eval", *key[1:], counts[key]) for key in keys]
     return build_table(records, {name: [_placed(rows)] for name, rows in columns.items()})
 
@@ -197,22 +201,23 @@ def _placed(rows: Sequence[tuple[int, float, NDArray[np.floating[Any]] | None]])
 def _facts(run: Run) -> list[Fact]:
     facts = []
     known = run.statistics
-    ends = (_LOW, _HIGH, _P)
+    ends = (_LOW, _HIGH, _P, _COUNT)
     own = [name for name in known if not any(name.endswith(end) and name.removesuffix(end) in known for end in ends)]
     for name in own:
         parts = {"value": name, "channels": f"{name}.channels"}
-        parts |= {"low": name + _LOW, "high": name + _HIGH, "p_value": name + _P}
+        parts |= {"low": name + _LOW, "high": name + _HIGH, "p_value": name + _P, "own": name + _COUNT}
         table = run.records(*parts.values())
         for row in table.to_dict("records"):
             values = {part: row[column] for part, column in parts.items()}
-            lists = values.pop("channels")
+            lists, count = values.pop("channels"), values.pop("own")
             lists = lists if isinstance(lists, np.ndarray | list) else None
             if lists is None and np.isnan(values["value"]):
                 continue
             facts.append(
                 Fact(
                     name, layer=row["layer"], batch=int(row["step"]), call=int(row["call"]), place=row["place"],
-                    count=int(row["count"]), channels=None if lists is None else np.asarray(lists), **values,
+                    count=int(row["count"] if np.isnan(count) else count),
+                    channels=None if lists is None else np.asarray(lists), **values,
                 )
             )  # fmt: skip
     return facts

@@ -21,10 +21,11 @@ _GAPS = ("mean_gap", "variance_gap")
 _MOMENTS = ("mean", "variance")
 _MODEL = "needs the model and batches: a probe's records do not tell it"
 # What of a run the rules need that can do without the model; all others need it.
-_NEEDS: Mapping[str, tuple[str, ...]] = {"N07": _MOMENTS, "N10": _GAPS, "N11": _GAPS}
-_RECORDED_BY: Mapping[tuple[str, ...], str] = {
-    _GAPS: "bnprobe.statistics.RunningGap()",
-    _MOMENTS: "bnprobe.statistics.Moments()",
+_NEEDS: Mapping[str, str] = {"N07": "call_moments", "N10": "has_buffers", "N11": "nonfinite_statistics"}
+_RECORDED_BY: Mapping[str, str] = {
+    "call_moments": "bnprobe.statistics.Moments()",
+    "has_buffers": "bnprobe.statistics.RunningGap()",
+    "nonfinite_statistics": "bnprobe.statistics.RunningGap() and bnprobe.statistics.Moments()",
 }
 
 
@@ -49,7 +50,7 @@ def diagnosis_of_run(run: Run, select: Sequence[str] | None = None, ignore: Sequ
 def evidence_of_run(run: Run) -> Evidence:
     """Facts of the batch norms that a probe saw in training, from the last records of the run.
 
-    ``training`` (it has records of training), ``has_buffers``, ``momentum``, ``eps``; ``mean_gap`` and ``variance_gap``
+    ``training`` (it has records of training), ``has_buffers``, ``momentum``, ``eps``, ``call_moments`` (of how many calls); ``mean_gap`` and ``variance_gap``
     of running statistics against the batches', median over channels; ``nonfinite_statistics``, for the gap to a batch
     that is finite is no number only where the running statistics are none; ``calls_per_pass``, contrasts and
     divergences between several calls, and ``batch_period``, ``batch_periodicity`` of batches that take turns.
@@ -73,12 +74,10 @@ def evidence_of_run(run: Run) -> Evidence:
 def _why_not(code: str, evidence: Evidence) -> str:
     if code not in _NEEDS:
         return _MODEL
-    if not any(evidence.all("training")):
+    if not evidence.all("training"):
         return "the run has no records of a batch norm's input in training"
     needed = _NEEDS[code]
-    if not any(evidence.all("has_buffers" if needed == _GAPS else "recorded_moments")):
-        return f"the run has no {' and '.join(needed)} of channels: attach with {_RECORDED_BY[needed]}"
-    return ""
+    return "" if evidence.all(needed) else f"too little was recorded: attach with {_RECORDED_BY[needed]}"
 
 
 def _facts(layer: Layer, table: pd.DataFrame) -> Iterable[Fact]:
@@ -90,7 +89,7 @@ def _facts(layer: Layer, table: pd.DataFrame) -> Iterable[Fact]:
     yield from _running(layer, calls)
     usable = [call for call in calls if call.moments is not None]
     if usable:
-        yield Fact("recorded_moments", 1.0, name)
+        yield Fact("call_moments", float(len(usable)), name)
         yield from _turns(name, usable)
         yield from _between(name, usable)
 

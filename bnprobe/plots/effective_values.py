@@ -29,7 +29,7 @@ def effective_values(evidence: Evidence, ax: Axes | None = None) -> Axes:
     Raises:
         RunError: it was not measured.
     """
-    facts = facts_of_layers(evidence, "n_eff_values")
+    facts = {name: one for name, one in facts_of_layers(evidence, "n_eff_values").items() if one.value > 0}
     names = names_of(evidence, facts, what="effective number of values ('n_eff_values')")
     with style.canvas(ax, height=0.2 + style.layer_height(len(names))) as drawn:
         style.title(drawn, "Effective values a batch")

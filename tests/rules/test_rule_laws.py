@@ -31,8 +31,8 @@ def everything(rule, value, channels=None):
         Fact(name, value, layer, batch, call, low=value, high=value, p_value=float("nan"), channels=channels)
         for name in names_in(rule)
         for layer in ("", "a", "b")
-        for batch in range(2)
-        for call in range(2)
+        for batch in range(2 if name.startswith("batch_") else 1)
+        for call in range(2 if name.startswith("call_") else 1)
     ]
     return Evidence(facts, layers, Context(intent="train", training=True, batches=2, samples=4, labels=True))
 
