@@ -123,7 +123,9 @@ def test_kept_evidence_is_judged_again_without_torch(own_models, command):
     assert done.returncode == 0, done.stderr
 
     def entry(text):
-        return text[text.index("ERROR N11") : text.index("Nothing was changed" if text is first else "No model was run")]
+        return text[
+            text.index("ERROR N11") : text.index("Nothing was changed" if text is first else "No model was run")
+        ]
 
     assert entry(done.stdout) == entry(first)
 

@@ -44,7 +44,9 @@ def test_dots_of_layers_stand_in_the_order_of_the_inventory():
 def test_the_triangle_draws_every_batch_that_has_all_losses():
     known = evidence(batches=6)
     some = [one for one in known.facts if not (one.statistic == "batch_loss_batch" and one.batch == 2)]
-    lines = [line for line in plots.loss_triangle(Evidence(some, known.layers)).get_lines() if len(line.get_xdata()) == 3]
+    lines = [
+        line for line in plots.loss_triangle(Evidence(some, known.layers)).get_lines() if len(line.get_xdata()) == 3
+    ]
     assert len(lines) == 5
     np.testing.assert_allclose(lines[0].get_ydata()[0], known.series("batch_loss_stored")[0])
 

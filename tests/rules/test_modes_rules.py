@@ -74,7 +74,8 @@ def frozen(drift, loss):
 
 
 @pytest.mark.parametrize(
-    ("drift", "loss", "expected"), [(0.004, 0.5, INFO), (0.006, 0.01, WARNING), (0.2, 0.01, WARNING), (0.2, -0.3, WARNING), (0.2, 0.06, ERROR)]
+    ("drift", "loss", "expected"),
+    [(0.004, 0.5, INFO), (0.006, 0.01, WARNING), (0.2, 0.01, WARNING), (0.2, -0.3, WARNING), (0.2, 0.06, ERROR)],
 )
 def test_n03_by_what_it_does(drift, loss, expected):
     assert severities("N03", *frozen(drift, loss)) == [expected]

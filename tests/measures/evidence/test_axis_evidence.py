@@ -20,7 +20,9 @@ def facts_of(model, batches):
 def of_units(count, length=24, units=None):
     """Sequences ``[N, T, F]`` that run smoothly, each feature in a unit of its own."""
     units = torch.logspace(-2, 2, 6) if units is None else units
-    course = torch.randn(count, length, len(units)).cumsum(1) / math.sqrt(length) + torch.randn(count, length, len(units))
+    course = torch.randn(count, length, len(units)).cumsum(1) / math.sqrt(length) + torch.randn(
+        count, length, len(units)
+    )
     return units * course
 
 
