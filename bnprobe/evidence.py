@@ -20,9 +20,9 @@ from bnprobe.errors import RunError
 from bnprobe.records import COMPUTED, Layer, Measured, Record
 from bnprobe.store import Placed, Run, Writer, build_table
 
-__all__ = ["Context", "Evidence", "Fact"]
+__all__ = ["Context", "Evidence", "Fact", "layer_of"]
 
-_LOW, _HIGH, _P = "_low", "_high", "_p_value"
+_LOW, _HIGH, _P, _COUNT = "_low", "_high", "_p_value", "_count"
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ class Evidence:
         if kept is None:
             raise RunError(f"{run.path} holds no evidence of a diagnosis; it is a run that a probe recorded")
         context = Context(**{**kept, "given": tuple(kept["given"])})
-        layers = [_layer(row) for row in run.layers.to_dict("records")]
+        layers = [layer_of(row) for row in run.layers.to_dict("records")]
         return cls(_facts(run), layers, context)
 
     @property
@@ -173,14 +173,18 @@ def _table(facts: Sequence[Fact]) -> Any:
         for row, key in enumerate(dict.fromkeys((fact.batch, fact.layer, fact.call, fact.place) for fact in facts))
     }
     counts = dict.fromkeys(keys, 0)
-    columns: dict[str, list[tuple[int, float, NDArray[np.floating[Any]] | None]]] = {}
     for fact in facts:
         key = (fact.batch, fact.layer, fact.call, fact.place)
         counts[key] = max(counts[key], fact.count)
+    columns: dict[str, list[tuple[int, float, NDArray[np.floating[Any]] | None]]] = {}
+    for fact in facts:
+        key = (fact.batch, fact.layer, fact.call, fact.place)
         columns.setdefault(fact.statistic, []).append((keys[key], fact.value, fact.channels))
         for suffix, value in ((_LOW, fact.low), (_HIGH, fact.high), (_P, fact.p_value)):
             if not np.isnan(value):
                 columns.setdefault(fact.statistic + suffix, []).append((keys[key], value, None))
+        if fact.count != counts[key]:  # a record has one count, for the statistic that summarises most
+            columns.setdefault(fact.statistic + _COUNT, []).append((keys[key], float(fact.count), None))
     records = [Record(key[0], "eval", *key[1:], counts[key]) for key in keys]
     return build_table(records, {name: [_placed(rows)] for name, rows in columns.items()})
 
@@ -197,29 +201,30 @@ def _placed(rows: Sequence[tuple[int, float, NDArray[np.floating[Any]] | None]])
 def _facts(run: Run) -> list[Fact]:
     facts = []
     known = run.statistics
-    ends = (_LOW, _HIGH, _P)
+    ends = (_LOW, _HIGH, _P, _COUNT)
     own = [name for name in known if not any(name.endswith(end) and name.removesuffix(end) in known for end in ends)]
     for name in own:
         parts = {"value": name, "channels": f"{name}.channels"}
-        parts |= {"low": name + _LOW, "high": name + _HIGH, "p_value": name + _P}
+        parts |= {"low": name + _LOW, "high": name + _HIGH, "p_value": name + _P, "own": name + _COUNT}
         table = run.records(*parts.values())
         for row in table.to_dict("records"):
             values = {part: row[column] for part, column in parts.items()}
-            lists = values.pop("channels")
+            lists, count = values.pop("channels"), values.pop("own")
             lists = lists if isinstance(lists, np.ndarray | list) else None
             if lists is None and np.isnan(values["value"]):
                 continue
             facts.append(
                 Fact(
                     name, layer=row["layer"], batch=int(row["step"]), call=int(row["call"]), place=row["place"],
-                    count=int(row["count"]), channels=None if lists is None else np.asarray(lists), **values,
+                    count=int(row["count"] if np.isnan(count) else count),
+                    channels=None if lists is None else np.asarray(lists), **values,
                 )
             )  # fmt: skip
     return facts
 
 
-def _layer(row: Mapping[Any, Any]) -> Layer:
-    """One line of the inventory, as it was before pandas had it."""
+def layer_of(row: Mapping[Any, Any]) -> Layer:
+    """One line of a run's inventory, as it was before pandas had it."""
     kept: dict[str, Any] = {str(key): None if _missing(value) else value for key, value in row.items()}
     kept["channels"] = None if kept["channels"] is None else int(kept["channels"])
     return Layer(**{**kept, "feeds": tuple(row["feeds"])})

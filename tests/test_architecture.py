@@ -18,9 +18,13 @@ MAY_IMPORT = {
     "schedule": {"errors"},
     "hooks": VOCABULARY,
     "evidence": VOCABULARY | {"store"},
-    "measures": VOCABULARY | {"hooks", "evidence"},
+    "measures": VOCABULARY | {"contrasts", "hooks", "evidence"},
     "rules": VOCABULARY | {"evidence"},
-    "diagnosis": VOCABULARY | {"evidence", "rules", "store"},
+    # What a diagnosis prints is imported when it is asked for; formats need its types only.
+    "diagnosis": VOCABULARY | {"evidence", "rules", "store", "formats", "report"},
+    "formats": VOCABULARY | {"rules", "diagnosis"},
+    "contrasts": VOCABULARY,
+    "recorded_evidence": VOCABULARY | {"contrasts"} | {"evidence", "rules", "store", "diagnosis"},
     "diagnose": VOCABULARY | {"evidence", "diagnosis", "hooks", "measures", "measuring"},
     "statistics": VOCABULARY | {"hooks", "measures"},
     "store": VOCABULARY,
@@ -37,14 +41,16 @@ MAY_IMPORT = {
     "pytest_plugin": VOCABULARY | {"testing"},
     "distances": VOCABULARY,
     "drift": VOCABULARY | {"store", "distances"},
-    "plots": VOCABULARY | {"store", "distances", "drift"},
-    "report": VOCABULARY | {"store", "distances", "drift", "plots"},
-    "cli": VOCABULARY | {"store", "distances", "drift", "plots", "report", "measures"},
+    "plots": VOCABULARY | {"evidence", "store", "distances", "drift"},
+    "report": VOCABULARY | {"evidence", "rules", "diagnosis", "formats", "store", "distances", "drift", "plots"},
+    "cli": VOCABULARY
+    | {"store", "distances", "drift", "plots", "report", "measures", "rules", "formats", "recorded_evidence"}
+    | {"diagnose", "diagnosis"},
     "__init__": VOCABULARY | {"attach", "diagnose", "diagnosis", "drift", "report", "store", "measures"},
 }
 WITHOUT_TORCH = (
     "errors", "records", "schedule", "store", "distances", "drift", "plots", "report", "cli", "pytest_plugin",
-    "evidence", "rules", "diagnosis",
+    "evidence", "rules", "diagnosis", "contrasts", "formats", "recorded_evidence", "report.of_diagnosis", "rules.page",
 )  # fmt: skip
 
 

@@ -259,7 +259,7 @@ def last_batch_dropped(seed: int) -> dict[str, Any]:
 
 
 @healthy(case="plain", half="tune", tempts=("N05",))
-def last_batch_of_one_picture(seed: int) -> dict[str, Any]:
+def last_picture_alone_with_its_map(seed: int) -> dict[str, Any]:
     """One picture still has 64 values a channel where it has the fewest."""
     x, y = images(seed, 769)
     return {"model": learned(CNN(), seed)["model"], "loader": batches(x, y, 32)}

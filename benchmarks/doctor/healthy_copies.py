@@ -57,15 +57,22 @@ def _ema(decay: float, buffers: bool) -> Callable[[nn.Module], AveragedModel]:
 def ema_of_weights_and_buffers(seed: int) -> dict[str, Any]:
     """An exponential average over about twenty steps that averages the buffers, too."""
     model, ema = _averaged(seed, _ema(0.95, buffers=True))
-    return {"model": ema.eval(), "loader": pictures(seed), "reference": model}
+    updates = int(ema.n_averaged)
+    return {
+        "model": ema.eval(), "loader": pictures(seed), "reference": model, "ema_decay": 0.95, "ema_updates": updates,
+    }  # fmt: skip
 
 
 @healthy(case="H23", half="tune", tempts=("N25", "N30"))
 def ema_refreshed_at_the_end(seed: int) -> dict[str, Any]:
     """An average of the weights alone, whose statistics were estimated afterwards."""
     model, ema = _averaged(seed, _ema(0.95, buffers=False))
+    updates = int(ema.n_averaged)
     update_bn(stream(*images(seed), 64, seed), ema)
-    return {"model": ema.module.eval(), "loader": pictures(seed, "val"), "reference": model}
+    return {
+        "model": ema.module.eval(), "loader": pictures(seed, "val"), "reference": model,
+        "ema_decay": 0.95, "ema_updates": updates,
+    }  # fmt: skip
 
 
 @healthy(case="plain", half="judge", tempts=("N30", "N25"))

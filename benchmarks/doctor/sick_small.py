@@ -104,7 +104,7 @@ def last_batch_of_one_point(seed: int) -> dict[str, Any]:
 
 
 @sick("N05", case="C39", half="judge")
-def last_batch_of_one_picture(seed: int) -> dict[str, Any]:
+def batch_forty_one_has_one_picture(seed: int) -> dict[str, Any]:
     """1281 pictures in batches of 32: only the image-pooling branch fails, in batch 41."""
     return {"model": _trained_pooling(seed), "loader": _dataset_loader(seed, *images(seed, 1281), 32)}
 

@@ -1,4 +1,4 @@
-"""Building blocks of a self-contained HTML page: sections of paragraphs, figures, tables, facts and notes.
+"""Building blocks of a self-contained HTML page: sections of paragraphs, figures, tables, facts, code and notes.
 
 A page is one file. It asks the network for nothing, works without JavaScript (only the search of long tables
 needs it) and follows the reader's choice of light or dark. All text is escaped, wherever it comes from.
@@ -27,9 +27,9 @@ from bnprobe.errors import ArgumentError
 from bnprobe.plots import style
 from bnprobe.report.svg import embed
 
-__all__ = ["Facts", "Figure", "Mark", "Note", "Page", "Section", "Table"]
+__all__ = ["Code", "Facts", "Figure", "Mark", "Note", "Page", "Section", "Table"]
 
-Tone = Literal["good", "bad", "open"]
+Tone = Literal["good", "bad", "open", "plain"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Mark:
-    """A judged word: ``good``, ``bad`` or ``open`` (undecided). The word must say it, colour only underlines."""
+    """A judged word: ``good``, ``bad``, ``open`` (undecided) or ``plain``. The word says it, colour underlines."""
 
     text: str
     tone: Tone
@@ -110,6 +110,13 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Code:
+    """Lines to copy, shown as they are."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Note:
     """Sentences that stand out: a ``problem`` to know before reading on, or something plainly ``missing``."""
 
@@ -118,7 +125,7 @@ class Note:
     heading: str = ""
 
 
-Part = str | Figure | Table | Facts | Note
+Part = str | Figure | Table | Facts | Code | Note
 
 
 @dataclass(frozen=True)
@@ -130,10 +137,10 @@ class Section:
 
     def __post_init__(self) -> None:
         # A str is a sequence of str, but nobody means a paragraph a letter.
-        unknown = [part for part in self.parts if not isinstance(part, str | Figure | Table | Facts | Note)]
+        unknown = [part for part in self.parts if not isinstance(part, str | Figure | Table | Facts | Code | Note)]
         if unknown or isinstance(self.parts, str):
             raise ArgumentError(
-                f"parts of section {self.title!r} must be a list of str, Figure, Table, Facts and Note; "
+                f"parts of section {self.title!r} must be a list of str, Figure, Table, Facts, Code and Note; "
                 f"got {unknown[0] if unknown else self.parts!r}"
             )
 
@@ -198,6 +205,7 @@ def _template() -> Template:
         figure=lambda part: isinstance(part, Figure),
         table=lambda part: isinstance(part, Table),
         facts=lambda part: isinstance(part, Facts),
+        code=lambda part: isinstance(part, Code),
         mark=lambda cell: isinstance(cell, Mark),
     )
     environment.filters.update(shown=_shown, svg=lambda figure, prefix: embed(figure.drawing, prefix, figure.alt))

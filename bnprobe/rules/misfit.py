@@ -14,7 +14,7 @@ class Misfit:
     """Of one model on some batches.
 
     Attributes:
-        layers: names of those with enough channels that are far off.
+        layers: names of those with channels that are far off.
         of: how many layers were looked at.
         worst: share of such channels in the worst layer.
         excess: how much more loss it has than with pooled statistics; None without labels.
@@ -58,11 +58,20 @@ class Misfit:
         return self.excess is None and self.distance is not None and self.distance.low > least
 
 
-def misfit(evidence: Evidence, prefix: str, channels: float) -> Misfit | None:
-    """Read it; None where no layer has ``channels`` (a share) or more of its channels far off."""
+def misfit(evidence: Evidence, prefix: str, channels: float, layer: float = 0.5) -> Misfit | None:
+    """Read it; None where too few channels are far off to speak of.
+
+    Args:
+        evidence: what was measured.
+        prefix: of the statistics' names.
+        channels: share of the channels of all layers together that is enough.
+        layer: share of the channels of one layer that is enough: a part of a model may have been exchanged.
+    """
     everything = evidence.all(f"{prefix}stale_share")
-    far = [fact for fact in everything if fact.value >= channels]
-    if not far:
+    far = [fact for fact in everything if fact.value > 0]
+    counts = sum(max(fact.count, 1) for fact in everything)
+    together = sum(fact.value * max(fact.count, 1) for fact in far) / max(counts, 1)
+    if not far or (together < channels and max(fact.value for fact in far) < layer):
         return None
     return Misfit(
         tuple(fact.layer for fact in far),

@@ -15,7 +15,7 @@ class StoredStatisticsDoNotFit(Rule):
     """Never by distance alone: a network that was trained with frozen statistics is far from its batches and well.
 
     Attributes:
-        channels: least share of channels of some layer whose statistics are far off.
+        channels: least share of channels whose statistics are far off (or half of one layer's).
         much, some: relative excess of loss from which it is an error, a warning.
         outputs: without labels, distance of outputs (in their standard deviations) from which it is a warning.
     """

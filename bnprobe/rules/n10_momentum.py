@@ -54,6 +54,8 @@ class Momentum(Rule):
     def judge(self, evidence: Evidence) -> Iterable[Opinion]:
         """One opinion a layer: what is worst of it."""
         for fact in evidence.all("momentum"):
+            if fact.value != fact.value:
+                continue  # the layer has none
             if evidence.value("has_buffers", fact.layer) == 1 and evidence.value("tracks", fact.layer, 1) == 1:
                 yield from self._judge(evidence, fact.layer, fact.value)
 

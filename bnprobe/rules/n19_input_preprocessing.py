@@ -93,7 +93,10 @@ class InputPreprocessing(Rule):
         elif apart is not None:
             impact = Quantity("distance of outputs", apart.value, "standard deviations", apart.low, apart.high)
             severity = Severity.WARNING if apart.value > self.outputs and not apart.low <= self.outputs else severity
-        gain, offset = evidence.channels("preprocessing_gain", fact.layer), evidence.channels("preprocessing_offset", fact.layer)
+        gain, offset = (
+            evidence.channels("preprocessing_gain", fact.layer),
+            evidence.channels("preprocessing_offset", fact.layer),
+        )
         yield Opinion(
             severity,
             f"normalization is innocent: a gain of {_list(gain)} and an offset of {_list(offset)} (to the input channels) "

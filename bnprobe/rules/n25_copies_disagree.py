@@ -15,7 +15,7 @@ class CopiesDisagree(Rule):
     """As N02, for the copy that was given as ``reference``, and for the model beside it.
 
     Attributes:
-        channels: least share of channels of some layer whose statistics are far off.
+        channels: least share of channels whose statistics are far off (or half of one layer's).
         much, some: relative excess of loss from which it is an error, a warning.
         outputs: without labels, distance of outputs (in their standard deviations) from which it is a warning.
     """

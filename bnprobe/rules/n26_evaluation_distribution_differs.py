@@ -15,7 +15,7 @@ class EvaluationDistributionDiffers(Rule):
     """Only where the training batches are fine: else it is N02's.
 
     Attributes:
-        channels: least share of channels of some layer whose statistics are far off.
+        channels: least share of channels whose statistics are far off (or half of one layer's).
         much: relative excess of validation loss from which it is a warning.
         outputs: without labels, distance of outputs (in their standard deviations) from which it is a warning.
     """

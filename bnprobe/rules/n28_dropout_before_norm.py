@@ -39,7 +39,9 @@ class DropoutBeforeNorm(Rule):
     )
     needs = ("dropout",)
     sick = "model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Dropout(0.5), nn.BatchNorm1d(64), nn.Linear(64, 10))"
-    healthy = "model = nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 10))"
+    healthy = (
+        "model = nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 10))"
+    )
 
     ratio: float = 1.2  # of the catalogue
     costs: float = 0.05  # as N02's warning

@@ -1,5 +1,6 @@
 """Healthy set-ups: all of the catalogue is there or has a reason, every rule is tempted, nothing changes by itself."""
 
+import inspect
 import random
 from collections import Counter
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import bnprobe
 from benchmarks.doctor import harm
 from benchmarks.doctor.setup import all_setups
 
@@ -17,10 +19,7 @@ ABSENT = {
 }
 CASES = {f"H{number:02}" for number in range(1, 28)} | {f"F{number:02}" for number in range(1, 25)}
 RULES = {f"N{number:02}" for number in range(1, 32)}
-ARGUMENTS = {
-    "model", "loader", "loss", "optimizer", "step", "val_loader", "reference", "state_dict", "exported", "forward",
-    "intent", "batches",
-}  # fmt: skip
+ARGUMENTS = set(inspect.signature(bnprobe.diagnose).parameters)
 INTENTS = {None, "serve", "train", "frozen", "batch-stats-at-test", "transductive"}
 
 HEALTHY = {one.name: one for one in all_setups() if not one.expected}

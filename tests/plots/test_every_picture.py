@@ -7,6 +7,7 @@ import sys
 import matplotlib as mpl
 import numpy as np
 import pytest
+from formats.handmade_diagnosis import evidence
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from report.believable_run import with_measurements, with_spectra, with_weights
@@ -45,7 +46,14 @@ OF_MEASUREMENTS = {
     "landscape": lambda run, ax: plots.landscape(with_measurements(run), ax),
     "landscape named": lambda run, ax: plots.landscape(with_measurements(run), ax, statistic="loss", label="a"),
 }
-DRAWINGS = OF_RUNS | OF_SPECTRA | OF_MEASUREMENTS
+OF_EVIDENCE = {
+    "loss_triangle": lambda run, ax: plots.loss_triangle(evidence(run.layers["name"]), ax),
+    "loss_triangle without labels": lambda run, ax: plots.loss_triangle(evidence(run.layers["name"], labels=False), ax),
+    "statistics_gap": lambda run, ax: plots.statistics_gap(evidence(run.layers["name"]), ax),
+    "effective_values": lambda run, ax: plots.effective_values(evidence(run.layers["name"]), ax),
+    "swap_test": lambda run, ax: plots.swap_test(evidence(run.layers["name"]), ax),
+}
+DRAWINGS = OF_EVIDENCE | OF_RUNS | OF_SPECTRA | OF_MEASUREMENTS
 
 
 def test_every_picture_is_under_the_common_laws():

@@ -24,7 +24,8 @@ def opinions(code, some):
 @pytest.mark.parametrize(("code", "prefix"), [("N02", ""), ("N25", ""), ("N25", "reference_"), ("N26", "validation_")])
 def test_effect_and_impact_are_both_needed(code, prefix):
     assert len(opinions(code, facts(prefix))) == 1
-    assert not opinions(code, facts(prefix, share=0.09))
+    assert len(opinions(code, facts(prefix, share=0.21))) == 1  # 10 % of all
+    assert not opinions(code, facts(prefix, share=0.19))
     assert not opinions(code, facts(prefix, excess=0.04))
     assert not opinions(code, facts(prefix, excess=-0.5))  # frozen on purpose: stored beats pooled
     assert not opinions(code, [])

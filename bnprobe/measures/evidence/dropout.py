@@ -9,13 +9,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from bnprobe.errors import NotMeasuredError
 from bnprobe.evidence import Fact
-from bnprobe.hooks.outputs import inputs_at
+from bnprobe.measures.evidence.moments import observe
 from bnprobe.measures.evidence.patient import Patient, set_modes
-from bnprobe.measures.evidence.pooling import channel_sums
 from bnprobe.measures.evidence.resampling import bootstrap, excess_test
 
 __all__ = ["measure"]
@@ -51,19 +50,8 @@ def _variances(patient: Patient, active: list[nn.modules.dropout._DropoutNd]) ->
     set_modes(patient, "stored")
     for one in active:
         one.training = True
-    sites = {site.name: site for site in patient.tracked}
-    found: dict[str, list[Tensor]] = {}
-
-    def see(name: str, call: int, x: Tensor, _: object) -> None:
-        part = channel_sums(sites[name], x) if call == 0 else None
-        if part is not None:
-            count, total, squares = part
-            found.setdefault(name, []).append((squares / count - (total / count).square()).clamp_min(0).cpu())
-
-    with inputs_at({name: site.module for name, site in sites.items()}, see), torch.no_grad():
-        for batch in patient.batches:
-            patient.run(batch)
-    return {name: torch.stack(parts).numpy() for name, parts in found.items()}
+    seen = observe(patient.tracked, enumerate(patient.batches), patient.run)
+    return {name: torch.stack(layer.variances).numpy() for name, layer in seen.items()}
 
 
 def _facts(

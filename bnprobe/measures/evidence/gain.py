@@ -14,8 +14,8 @@ from bnprobe.errors import NotMeasuredError
 from bnprobe.evidence import Fact
 from bnprobe.hooks.outputs import inputs_at
 from bnprobe.hooks.sites import Site
+from bnprobe.measures.evidence.moments import Chunk, channel_moments
 from bnprobe.measures.evidence.patient import Patient, set_modes
-from bnprobe.measures.evidence.pooling import channel_sums
 from bnprobe.measures.evidence.resampling import bootstrap
 
 __all__ = ["measure"]
@@ -44,7 +44,7 @@ def measure(patient: Patient) -> list[Fact]:
 
     def see(name: str, call: int, x: Tensor, _: object) -> None:
         if name in tracked:
-            part = channel_sums(tracked[name], x)
+            part = channel_moments(tracked[name], x)
             if part is not None:
                 seen.moments.setdefault(name, []).append(part)
         elif call == 0:
@@ -62,26 +62,26 @@ def measure(patient: Patient) -> list[Fact]:
 
 @dataclass
 class _Seen:
-    """By layer and batch: sums of batch norms' inputs; variances ``[N, G]`` of samples' groups."""
+    """By layer and batch: moments of batch norms' inputs; variances ``[N, G]`` of samples' groups."""
 
-    moments: dict[str, list[tuple[int, Tensor, Tensor]]]
+    moments: dict[str, list[Chunk]]
     groups: dict[str, list[Tensor]]
 
 
-def _stored(patient: Patient, site: Site, parts: Sequence[tuple[int, Tensor, Tensor]]) -> list[Fact]:
+def _stored(patient: Patient, site: Site, parts: Sequence[Chunk]) -> list[Fact]:
     module: Any = site.module
     eps = float(getattr(module, "eps", 0.0) or 0.0)
     variance = module.running_var.detach().double().cpu().numpy() + eps
     gamma = getattr(module, "weight", None)
     scale = gamma.detach().double().abs().cpu().numpy() if isinstance(gamma, Tensor) else np.ones_like(variance)
     counts = np.array([count for count, _, _ in parts], dtype=np.float64)
-    sums = torch.stack([total for _, total, _ in parts]).cpu().numpy()
-    squares = torch.stack([square for _, _, square in parts]).cpu().numpy()
+    means = torch.stack([mean for _, mean, _ in parts]).cpu().numpy()
+    spreads = torch.stack([spread for _, _, spread in parts]).cpu().numpy()
 
     def ratios(rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        count = counts[rows].sum()
-        mean = sums[rows].sum(0) / count
-        found: NDArray[np.float64] = (squares[rows].sum(0) / count - mean**2).clip(0) / variance
+        share = (counts[rows] / counts[rows].sum())[:, None]
+        mean = (share * means[rows]).sum(0)
+        found: NDArray[np.float64] = (share * (spreads[rows] + (means[rows] - mean) ** 2)).sum(0) / variance
         return found
 
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -91,8 +91,8 @@ def _stored(patient: Patient, site: Site, parts: Sequence[tuple[int, Tensor, Ten
             return []
         top = int(np.nanargmax(np.where(np.isfinite(whole), whole, -1)))
         low, high = bootstrap(lambda rows: float(ratios(rows)[top]), len(parts), patient.seed)
-        # Of what is computed from sums in float64, this much may be rounding.
-        nothing = 1e-9 * (1 + squares.sum(0) / counts.sum() / variance)
+        # Of moments in float32, this much may be rounding.
+        nothing = 1e-9 + 1e-12 * (means**2).mean(0) / variance
         dead = (whole <= nothing) & (scale > 1e-2) & (variance > 100 * eps)
     known = gains[np.isfinite(gains)]
     return [
@@ -125,7 +125,9 @@ def _by_sample(patient: Patient, sites: dict[str, Site], found: dict[str, list[T
         gains = torch.cat([one.flatten() for one in parts]).rsqrt()
         middle = float(gains.median())
         if middle > 0:
-            facts.append(Fact("sample_gain_spread", float(gains.max()) / middle, name, place="input", count=gains.numel()))
+            facts.append(
+                Fact("sample_gain_spread", float(gains.max()) / middle, name, place="input", count=gains.numel())
+            )
     first = next((site.name for site in patient.norms if site.name in found and site.name in sites), None)
     if first is not None:
         facts += _losses(patient, first, found[first])

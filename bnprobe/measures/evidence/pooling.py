@@ -2,16 +2,21 @@
 
 The total mean and variance of a layer's inputs over all batches together, each layer's with the layers before it
 already normalized by theirs; so the composition of the batches has no say (Wu and Johnson 2021, section 3). Exact after
-as many passes as there are layers. Here passes over some of the batches are repeated until one more changes nothing
-that matters, then over all of them; the last gives the statistics, and the moments of every single batch.
+as many passes as there are layers, if each pass settled one; to exchange all at once may go astray in deep networks.
+So a draft comes first: samples of all batches, mixed at random into new ones, each normalized by its own statistics,
+which are nearly those of all. Passes over the batches as they are follow, until one more changes nothing that matters;
+the last gives the statistics, and the moments of every single batch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from bnprobe.errors import NotMeasuredError
+from bnprobe.hooks.tensors import with_tensors
 from bnprobe.measures.evidence.moments import Moments, observe
 
 if TYPE_CHECKING:
@@ -19,9 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Pooled", "install", "pooled"]
 
-SETTLED = 0.01  # ours: a hundredth of a standard deviation moves no judgement
-DRAFT_BATCHES, DRAFT_PASSES = 8, 6  # ours: healthy networks settle in two or three
-FULL_SETTLED, FULL_PASSES = 0.03, 4  # ours: other batches than the draft's move the mean by as much at random
+DRAFT_BATCHES, LEAST_MIXED = 8, 64  # ours: batches of the draft, and samples in each: their mean is off by an eighth
+SETTLED, MOST_PASSES = 0.03, 5  # ours: three hundredths of a standard deviation move no judgement
 
 
 @dataclass(frozen=True)
@@ -60,22 +64,42 @@ def pooled(patient: "Patient") -> Pooled:
     from bnprobe.measures.evidence.patient import set_modes
 
     numbered = list(enumerate(patient.batches))
-    draft = numbered[:: -(-len(numbered) // DRAFT_BATCHES)]  # spread over all, for neighbours may be alike
     patient.origin.rewind()
     set_modes(patient, "batch")
-    now = Pooled.of(observe(patient.batch_norms, draft, patient.run))
+    best = Pooled.of(observe(patient.batch_norms, enumerate(_draft(patient)), patient.run))
     set_modes(patient, "stored")
-    while now.change >= SETTLED and now.passes < DRAFT_PASSES:
-        install(patient, now)
-        now = Pooled.of(observe(patient.batch_norms, draft, patient.run), now)
     names = [site.name for site in patient.batch_norms]
     ends = [*names[:1], *names[-1:]]
-    for _ in range(FULL_PASSES):
-        install(patient, now)
-        now = Pooled.of(observe(patient.batch_norms, numbered, patient.run, ends), now)
-        if now.change < FULL_SETTLED:
+    for _ in range(MOST_PASSES):
+        install(patient, best)
+        now = Pooled.of(observe(patient.batch_norms, numbered, patient.run, ends), best)
+        if now.change > best.change:  # going astray
             break
-    return now
+        best = now
+        if best.change < SETTLED:
+            break
+    return best
+
+
+def _draft(patient: "Patient") -> Sequence[Any]:
+    """Samples of all batches mixed at random into new ones; where that cannot be, some of the batches as they are."""
+    batches = patient.batches
+    spread = batches[:: -(-len(batches) // DRAFT_BATCHES)]  # over all, for neighbours may be alike
+    if len(batches) == 1 or any(_rest(batch) != _rest(batches[0]) for batch in batches):
+        return spread
+    try:
+        whole = patient.joined(batches)
+        count = patient.samples(whole)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(patient.seed))
+        size = max(LEAST_MIXED, count // len(batches))
+        return [patient.part(whole, rows) for rows in order.split(size) if len(rows) > size // 2][:DRAFT_BATCHES]
+    except NotMeasuredError:  # samples of different shapes
+        return spread
+
+
+def _rest(batch: Any) -> str:
+    """What a batch holds beside tensors with a row a sample: if it differs, samples belong to their batches."""
+    return repr(with_tensors(batch, lambda one: one if not one.dim() else one.new_zeros(0)))
 
 
 def install(patient: "Patient", statistics: Pooled) -> None:

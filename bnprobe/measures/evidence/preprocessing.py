@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from bnprobe.errors import NotMeasuredError
 from bnprobe.evidence import Fact
-from bnprobe.hooks.outputs import inputs_at
 from bnprobe.hooks.sites import Site
 from bnprobe.hooks.tensors import tensors_in, with_tensors
 from bnprobe.measures.evidence.housekeeping import Source, fed_by, few
+from bnprobe.measures.evidence.moments import observe
 from bnprobe.measures.evidence.patient import Patient, set_modes
-from bnprobe.measures.evidence.pooling import channel_sums
 from bnprobe.measures.evidence.resampling import bootstrap, excess_test
 from bnprobe.measures.evidence.stale import FAR
 from bnprobe.measures.evidence.triangle import LEAST_LOSS
@@ -209,23 +208,14 @@ def _mean(patient: Patient, place: int, axis: int) -> Array:
 def _far(patient: Patient, place: int, change: Callable[[Tensor], Tensor]) -> float:
     """Share of channels, of all layers together, whose statistics are far from their inputs' with stored ones in use."""
     sites = {site.name: site for site in patient.tracked}
-    sums: dict[str, tuple[int, Tensor, Tensor]] = {}
-
-    def see(name: str, _: int, x: Tensor, __: object) -> None:
-        part = channel_sums(sites[name], x)
-        if part is not None:
-            old = sums.get(name)
-            sums[name] = part if old is None else (old[0] + part[0], old[1] + part[1], old[2] + part[2])
-
     patient.origin.rewind()
     set_modes(patient, "stored")
-    with inputs_at({name: site.module for name, site in sites.items()}, see), torch.no_grad():
-        for batch in patient.batches:
-            patient.run(_changed(batch, place, change))
+    seen = observe(
+        patient.tracked, enumerate(patient.batches), lambda batch: patient.run(_changed(batch, place, change))
+    )
     far = []
-    for name, (count, total, squares) in sums.items():
-        mean = (total / count).cpu().numpy()
-        variance = (squares / count).cpu().numpy() - mean**2
+    for name, layer in seen.items():
+        mean, variance = (one.numpy() for one in layer.together()[1:])
         stored = _stored(sites[name])
         alive = variance > 0
         with np.errstate(divide="ignore", invalid="ignore"):
