@@ -1,0 +1,222 @@
+"""Whether one layer sees several distributions: in several calls of one pass, or in batches that take turns.
+
+A pass is the user's loss, where there is one, for it may call the model more often than a forward does; else a forward;
+and a step of the training, where one is given. Calls are compared in evaluation mode with statistics pooled over all of
+them, so that a call's own batch statistics do not hide at deeper layers what differs; a step runs as its author wrote
+it, and is compared by the first layer that differs.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bnprobe.errors import NotMeasuredError
+from bnprobe.evidence import Fact
+from bnprobe.measures.evidence.call_moments import Pass, as_arrays, mixture, passes_of
+from bnprobe.measures.evidence.composition import effective_values
+from bnprobe.measures.evidence.moments import LayerMoments
+from bnprobe.measures.evidence.patient import Patient, set_modes
+from bnprobe.measures.evidence.permuting import chance
+from bnprobe.measures.evidence.pooling import install
+from bnprobe.measures.evidence.resampling import bootstrap, excess_test
+
+__all__ = ["contrast", "divergence", "measure", "periodicity"]
+
+Array = NDArray[np.float64]
+LEAST_LOSS = 0.05  # nats; below it a relative excess says nothing
+LONGEST = 8  # period, in batches
+ROUNDS = 3  # periods that must be seen; ours: two could be a coincidence of two batches
+
+
+def measure(patient: Patient) -> list[Fact]:
+    """Facts of layers that are called k > 1 times in a pass, and of the first and deepest layer's series of batches.
+
+    ``calls_per_pass``; ``call_contrast_mean``, the share of pooled variance that lies between calls, and
+    ``call_contrast_spread``, the range of log variances over calls, less what chance makes, with p-values of permuting
+    calls within each batch; of each call ``call_divergence``, KL(call || all calls together) in nats a channel, and
+    ``call_n_eff_values``. ``batch_period``, ``batch_periodicity`` with a p-value of permuting the order of batches,
+    ``phase_divergence``. Of the model ``model_calls`` in a pass, and ``calls_excess_pooled_over_batch``, where the loss calls layers more often than a
+    forward does.
+    """
+    if not patient.batch_norms:
+        raise NotMeasuredError("the model has no batch normalization")
+    if len(patient.batches) < 2:
+        raise NotMeasuredError("needs two batches or more (sixteen to have power); one was given")
+    facts: list[Fact] = []
+    for name in [name for name in patient.moments if patient.moments[name].samples]:
+        facts += _turns(name, patient.moments[name], patient.seed)
+    by_loss = patient.given.loss is not None and not patient.why_no_loss
+    run: Callable[[Any], Any] = patient.loss if by_loss else patient.run
+    pooled, more = mixture(patient, run, by_loss)
+    patient.origin.rewind()
+    set_modes(patient, "stored")
+    install(patient, pooled)
+    found = passes_of(patient, run)
+    whole = found.pop("", [])
+    if whole:
+        facts.append(Fact("model_calls", float(np.median([len(one) for one in whole])), count=len(whole)))
+    for name, calls in found.items():
+        facts += _calls(name, calls, patient.seed)
+    if more:
+        facts += _excess(patient, pooled)
+    return facts
+
+
+def contrast(values: Array, seed: int) -> tuple[float, float, float]:
+    """Sum over calls and channels of the squared distance of a call's average from that of all calls.
+
+    Args:
+        values: ``[B, k, C]``.
+        seed: of the permutations of calls within each batch.
+
+    Returns:
+        The sum, what chance makes of it, and its p-value.
+    """
+    batches, calls, _ = values.shape
+    centred = values - values.mean(1, keepdims=True)
+
+    def between(order: NDArray[np.int64]) -> float:
+        shuffled = centred[np.arange(batches)[:, None], order]
+        return float((shuffled.mean(0) ** 2).sum())
+
+    start = np.broadcast_to(np.arange(calls), (batches, calls))
+    observed = between(start)
+    found = chance(observed, lambda draw: between(draw.permuted(start, axis=1)), seed)
+    return observed, found.mean, found.p_value
+
+
+def divergence(mean: Array, variance: Array, of_mean: Array, of_variance: Array) -> float:
+    """KL(N(mean, variance) || N(of_mean, of_variance)) in nats, averaged over channels ``[C]`` that vary at all."""
+    alive = (variance > 0) & (of_variance > 0)
+    if not alive.any():
+        return 0.0
+    ratio = variance[alive] / of_variance[alive]
+    off = (mean - of_mean)[alive] ** 2 / of_variance[alive]
+    return float(0.5 * (ratio + off - 1 - np.log(ratio)).mean())
+
+
+def periodicity(means: Array, seed: int) -> tuple[int, float, float] | None:
+    """Whether batches take turns: their period, how alike batches a period apart are (1: the same), and its p-value.
+
+    A drift of the data makes neighbours alike, and those farther away less; so what counts is by how much batches k >=
+    2 apart are more alike than neighbours.
+
+    Args:
+        means: ``[B, C]`` of each batch, each channel in its standard deviation.
+        seed: of the permutations of the order of batches.
+    """
+    batches = len(means)
+    longest = min(LONGEST, batches // ROUNDS)
+    centred = means - means.mean(0)
+    gram = centred @ centred.T
+    own = np.trace(gram) / batches
+    if longest < 2 or not own > 0:
+        return None
+
+    def likeness(order: NDArray[np.int64]) -> Array:
+        turned = gram[np.ix_(order, order)]
+        return np.array([np.diagonal(turned, lag).mean() for lag in range(1, longest + 1)]) / own
+
+    def advantage(order: NDArray[np.int64]) -> float:
+        found = likeness(order)
+        return float(found[1:].max() - max(found[0], 0.0))
+
+    start = np.arange(batches)
+    found = likeness(start)
+    # The shortest of several that do as well: two periods are a period, too.
+    period = 2 + int(np.flatnonzero(found[1:] >= found[1:].max() - 0.1)[0])
+    result = chance(advantage(start), lambda draw: advantage(draw.permutation(batches)), seed)
+    return period, float(found[period - 1] - max(found[0], 0.0)), result.p_value
+
+
+def _turns(name: str, layer: LayerMoments, seed: int) -> Iterable[Fact]:
+    means, variances = (torch.stack(one).numpy() for one in (layer.means, layer.variances))
+    if not (np.isfinite(means).all() and np.isfinite(variances).all()):
+        return
+    counts = np.array(layer.counts, dtype=np.float64)
+    center = np.average(means, axis=0, weights=counts)
+    total = np.average(variances + (means - center) ** 2, axis=0, weights=counts)
+    alive = total > 0
+    found = periodicity(((means - center)[:, alive]) / np.sqrt(total[alive]), seed) if alive.any() else None
+    if found is None:
+        return
+    period, value, p_value = found
+    phases = [slice(phase, None, period) for phase in range(period)]
+    moments = [_together(means[one], variances[one], counts[one]) for one in phases]
+    far = max(divergence(mean, variance, center, total) for mean, variance in moments)
+    yield Fact("batch_period", float(period), name, place="input", count=len(means))
+    yield Fact("batch_periodicity", value, name, place="input", count=len(means), p_value=p_value)
+    yield Fact("phase_divergence", far, name, place="input", count=len(means))
+
+
+def _together(means: Array, variances: Array, counts: Array) -> tuple[Array, Array]:
+    center = np.average(means, axis=0, weights=counts)
+    return center, np.average(variances + (means - center) ** 2, axis=0, weights=counts)
+
+
+def _calls(name: str, passes: Sequence[Pass], seed: int) -> Iterable[Fact]:
+    found = as_arrays(passes)
+    if found is None:
+        return
+    means, variances, counts = found
+    batches, calls, channels = means.shape
+    yield Fact("calls_per_pass", float(calls), name, place="input", count=batches)
+    center, total = _together(means.reshape(-1, channels), variances.reshape(-1, channels), counts.reshape(-1))
+    alive = total > 1e-12 * (total + center**2)
+    if not alive.any():
+        return
+    scaled = (means - center)[:, :, alive] / np.sqrt(total[alive])
+    observed, by_chance, p_value = contrast(scaled, seed)
+    share = (observed - by_chance) / (calls * int(alive.sum()))
+    yield Fact("call_contrast_mean", share, name, place="input", count=batches, p_value=p_value)
+    logs = np.log(np.maximum(variances[:, :, alive], 1e-12 * total[alive]))
+    observed, by_chance, p_value = contrast(logs, seed)
+    # The range of k equally spread values whose variance is what is left of the contrast.
+    spread = np.sqrt(12 * max(observed - by_chance, 0.0) / (calls * int(alive.sum())) * (calls - 1) / (calls + 1))
+    yield Fact("call_contrast_spread", float(spread), name, place="input", count=batches, p_value=p_value)
+    for call in range(calls):
+        mean, variance = _together(means[:, call], variances[:, call], counts[:, call])
+        far = divergence(mean, variance, center, total)
+        yield Fact("call_divergence", far, name, call=call, place="input", count=batches)
+        worth, low, high = effective_values(means[:, call], counts[:, call], variances[:, call], seed)
+        if np.isfinite(worth):
+            yield Fact("call_n_eff_values", worth, name, call=call, place="input", count=batches, low=low, high=high)
+
+
+def _excess(patient: Patient, pooled: Any) -> Iterable[Fact]:
+    """How much more the loss is with statistics pooled over all calls than with those of each call."""
+    found: dict[str, list[float]] = {"batch": [], "pooled": []}
+    sizes = []
+    for batch in patient.batches:
+        values = {}
+        for way in found:
+            patient.origin.rewind()
+            set_modes(patient, "batch" if way == "batch" else "stored")
+            if way == "pooled":
+                install(patient, pooled)
+            try:
+                values[way] = patient.loss(batch)
+            except ValueError:  # a batch of one value
+                break
+        if len(values) == len(found) and all(map(np.isfinite, values.values())):
+            sizes.append(patient.samples(batch))
+            for way, value in values.items():
+                found[way].append(value)
+    if len(sizes) < 2:
+        return
+    weights = np.array(sizes, dtype=np.float64)
+    own, mixed = np.array(found["batch"]), np.array(found["pooled"])
+
+    def share(rows: NDArray[np.int64]) -> float:
+        base = float(np.average(own[rows], weights=weights[rows]))
+        return (float(np.average(mixed[rows], weights=weights[rows])) - base) / max(abs(base), LEAST_LOSS)
+
+    low, high = bootstrap(share, weights.size, patient.seed)
+    p_value = excess_test((mixed - own) * weights / weights.mean())
+    yield Fact(
+        "calls_excess_pooled_over_batch", share(np.arange(weights.size)), place="loss", count=weights.size, low=low,
+        high=high, p_value=p_value,
+    )  # fmt: skip
