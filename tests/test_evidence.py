@@ -95,7 +95,10 @@ def test_any_facts_come_back(tmp_path_factory, facts):
 
 
 def test_counts_of_facts_in_one_place_stay_their_own(tmp_path):
-    facts = [Fact("gap", 0.5, "a.bn", place="input", count=640), Fact("n_eff_values", 9.0, "a.bn", place="input", count=10)]
+    facts = [
+        Fact("gap", 0.5, "a.bn", place="input", count=640),
+        Fact("n_eff_values", 9.0, "a.bn", place="input", count=10),
+    ]
     back = Evidence.of(Evidence(facts, LAYERS).save(tmp_path / "run"))
     assert {one.statistic: one.count for one in back.facts} == {"gap": 640, "n_eff_values": 10}
 

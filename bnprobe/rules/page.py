@@ -78,7 +78,19 @@ def _wrapped(text: str, further: str = "") -> str:
 
 def as_json(some: Iterable[Rule]) -> str:
     """An object a rule."""
-    texts = "code name title harm shows remedy references needs follows_from sick healthy".split()
+    texts = [
+        "code",
+        "name",
+        "title",
+        "harm",
+        "shows",
+        "remedy",
+        "references",
+        "needs",
+        "follows_from",
+        "sick",
+        "healthy",
+    ]
     rows = [{text: getattr(rule, text) for text in texts} for rule in some]
     return json.dumps(rows, indent=2, ensure_ascii=False)
 

@@ -28,9 +28,7 @@ def evidence(names=("stem.bn", "block1.bn", "block2.bn"), labels=True, batches=6
         if labels:
             facts.append(Fact(f"loss_{way}", mean, place="loss", low=mean - 0.03, high=mean + 0.03))
             losses = mean + 0.05 * random.normal(size=batches)
-            facts += [
-                Fact(f"batch_loss_{way}", one, batch=number, place="loss") for number, one in enumerate(losses)
-            ]
+            facts += [Fact(f"batch_loss_{way}", one, batch=number, place="loss") for number, one in enumerate(losses)]
         elif way != "pooled":
             facts.append(Fact(f"distance_{way}", mean, place="output", low=mean - 0.03, high=mean + 0.03))
     for depth, name in enumerate(names):

@@ -30,7 +30,12 @@ def test_what_is_not_found_any_more_is_told_only_of_rules_that_judged():
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read"), ("{", "is not JSON"), ('{"a": 1}', "must be a JSON list"), ("[1]", "must be a JSON list")],
+    [
+        (None, "cannot be read"),
+        ("{", "is not JSON"),
+        ('{"a": 1}', "must be a JSON list"),
+        ("[1]", "must be a JSON list"),
+    ],
 )
 def test_other_files_are_refused(tmp_path, content, message):
     path = tmp_path / "base.json"

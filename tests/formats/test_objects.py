@@ -23,7 +23,13 @@ def test_json_has_everything():
     assert read["ok"] is False
     (one,) = read["findings"]
     assert (one["code"], one["severity"], one["layer"]) == ("N11", "error", "stem.bn")
-    assert one["effect"] == {"name": "median gap", "value": 0.8, "unit": "standard deviations", "low": 0.7, "high": 0.95}
+    assert one["effect"] == {
+        "name": "median gap",
+        "value": 0.8,
+        "unit": "standard deviations",
+        "low": 0.7,
+        "high": 0.95,
+    }
     assert one["p_value"] == 2.5e-6
     assert one["fingerprint"] == "N11 stem.bn"
     assert [each["code"] for each in read["not_run"]] == [each.code for each in NOT_RUN]
@@ -63,7 +69,12 @@ def test_a_row_a_finding():
     assert frame["code"].tolist() == ["N31", "N11"]
     assert frame["accepted"].tolist() == [False, True]
     assert frame["effect"].isna().tolist() == [True, False]
-    assert frame.loc[1, ["effect", "effect_low", "effect_high", "effect_unit"]].tolist() == [0.8, 0.7, 0.95, "standard deviations"]
+    assert frame.loc[1, ["effect", "effect_low", "effect_high", "effect_unit"]].tolist() == [
+        0.8,
+        0.7,
+        0.95,
+        "standard deviations",
+    ]
     assert frame.loc[1, "severity"] == "error"
     assert frame.loc[1, "causes"] == "buffers were not copied; other data"
 
@@ -76,7 +87,9 @@ def test_no_finding_is_an_empty_table_with_all_columns():
 
 
 def test_a_notebook_gets_balanced_escaped_html():
-    shown = diagnosis(*(finding(f"<script>alert({number})</script>") for number in range(3)), of=evidence(["<b>"]))._repr_html_()
+    shown = diagnosis(
+        *(finding(f"<script>alert({number})</script>") for number in range(3)), of=evidence(["<b>"])
+    )._repr_html_()
     assert "<script" not in shown
     assert "&lt;script&gt;alert(0)" in shown
     assert " and 2 further layers" in shown

@@ -100,7 +100,11 @@ def test_the_worst_of_a_rule_is_shown_in_full():
 
 
 def test_rules_are_ordered_by_severity():
-    some = [finding("a", Severity.INFO, "N05"), finding("b", Severity.ERROR, "N31"), finding("c", Severity.WARNING, "N07")]
+    some = [
+        finding("a", Severity.INFO, "N05"),
+        finding("b", Severity.ERROR, "N31"),
+        finding("c", Severity.WARNING, "N07"),
+    ]
     heads = [line for line in str(diagnosis(*some)).splitlines() if line[:1].isupper() and "non-finite" in line]
     assert heads == [
         "ERROR N31 non-finite-statistics: b",

@@ -25,12 +25,12 @@ def test_odd_numbers_are_drawn_or_refused(draw, value):
     """What no axis can hold neither raises nor leaves a figure that cannot be saved."""
     known = evidence()
     facts = [Fact(one.statistic, value, one.layer, one.batch, one.call, one.place) for one in known.facts]
-    try:
-        ax = draw(Evidence(facts, known.layers))
-    except RunError as error:
-        assert np.isnan(value), error
+    refused = np.isnan(value) or (draw is plots.effective_values and value == 0)
+    if refused and draw is not plots.loss_triangle:
+        with pytest.raises(RunError, match="the evidence has no"):
+            draw(Evidence(facts, known.layers))
         return
-    ax.figure.savefig(io.BytesIO(), format="png")
+    draw(Evidence(facts, known.layers)).figure.savefig(io.BytesIO(), format="png")
 
 
 def test_dots_of_layers_stand_in_the_order_of_the_inventory():
@@ -44,7 +44,9 @@ def test_dots_of_layers_stand_in_the_order_of_the_inventory():
 def test_the_triangle_draws_every_batch_that_has_all_losses():
     known = evidence(batches=6)
     some = [one for one in known.facts if not (one.statistic == "batch_loss_batch" and one.batch == 2)]
-    lines = [line for line in plots.loss_triangle(Evidence(some, known.layers)).get_lines() if len(line.get_xdata()) == 3]
+    lines = [
+        line for line in plots.loss_triangle(Evidence(some, known.layers)).get_lines() if len(line.get_xdata()) == 3
+    ]
     assert len(lines) == 5
     np.testing.assert_allclose(lines[0].get_ydata()[0], known.series("batch_loss_stored")[0])
 

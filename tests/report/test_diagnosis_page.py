@@ -26,7 +26,7 @@ def test_findings_stand_with_numbers_remedy_and_all_layers():
     assert "layer0.bn and 49 further layers" in text
     assert "median gap: 0.8 standard deviations (95 % interval 0.7 to 0.95)" in text
     assert "p = 2.5e-06" in text
-    assert "<pre tabindex=\"0\"><code>for m in model.modules():\n    m.reset()</code></pre>" in page
+    assert '<pre tabindex="0"><code>for m in model.modules():\n    m.reset()</code></pre>' in page
     assert "layer49.bn" in text
     assert "Search layers" in text
     assert len(re.findall(r"<svg[^>]*role=\"img\"", page)) == 4

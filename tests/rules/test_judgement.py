@@ -59,7 +59,11 @@ def test_a_test_that_could_not_be_made_finds_nothing_and_stops_nothing(value):
 
 
 def test_worst_first():
-    some = [rule("N01", opinion(Severity.INFO)), rule("N03", opinion(Severity.ERROR)), rule("N02", opinion(Severity.ERROR))]
+    some = [
+        rule("N01", opinion(Severity.INFO)),
+        rule("N03", opinion(Severity.ERROR)),
+        rule("N02", opinion(Severity.ERROR)),
+    ]
     assert [one.rule.code for one in judge(some, Evidence())[0]] == ["N02", "N03", "N01"]
 
 
@@ -73,7 +77,9 @@ def test_worst_first():
     ids=["serious", "information", "chance"],
 )
 def test_what_a_serious_finding_explains_is_information(cause, expected):
-    found, _ = judge([rule("N22", opinion(Severity.ERROR), follows_from=("N09", "N11")), rule("N11", cause)], Evidence())
+    found, _ = judge(
+        [rule("N22", opinion(Severity.ERROR), follows_from=("N09", "N11")), rule("N11", cause)], Evidence()
+    )
     (one,) = [each for each in found if each.rule.code == "N22"]
     assert (one.opinion.severity, one.follows_from) == expected
 
