@@ -108,7 +108,7 @@ def periodicity(means: Array, seed: int) -> tuple[int, float, float] | None:
     def likeness(order: NDArray[np.int64]) -> Array:
         turned = gram[np.ix_(order, order)]
         alike: Array = np.array([np.diagonal(turned, lag).mean() for lag in range(1, longest + 1)])
-        return alike / own
+        return np.asarray(alike / own)
 
     def advantage(order: NDArray[np.int64]) -> float:
         found = likeness(order)

@@ -237,6 +237,8 @@ def certificate(evidence: Evidence) -> tuple[Quantity, ...] | None:
     )
     found = [(evidence.fact(statistic), name, unit) for statistic, name, unit in wanted]
     numbers = [Quantity(name, one.value, unit, *_ends(one)) for one, name, unit in found if one is not None]
+    if not numbers:
+        return None
     farthest = _of_layers(evidence, "mean_gap")
     if farthest:
         most = max(farthest, key=lambda one: one.value)
@@ -248,7 +250,7 @@ def certificate(evidence: Evidence) -> tuple[Quantity, ...] | None:
         numbers.append(
             Quantity(f"least effective number of values a batch, at {least.layer}", least.value, "", *_ends(least))
         )
-    return tuple(numbers) or None
+    return tuple(numbers)
 
 
 def _of_layers(evidence: Evidence, statistic: str) -> list[Fact]:

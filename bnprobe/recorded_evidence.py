@@ -50,8 +50,9 @@ def diagnosis_of_run(run: Run, select: Sequence[str] | None = None, ignore: Sequ
 def evidence_of_run(run: Run) -> Evidence:
     """Facts of the batch norms that a probe saw in training, from the last records of the run.
 
-    ``training`` (it has records of training), ``has_buffers``, ``momentum``, ``eps``, ``call_moments`` (of how many calls); ``mean_gap`` and ``variance_gap``
-    of running statistics against the batches', median over channels; ``nonfinite_statistics``, for the gap to a batch
+    ``training`` (it has records of training), ``has_buffers``, ``momentum``, ``eps``, ``call_moments`` (of how many
+    calls); ``mean_gap`` and ``variance_gap`` of running statistics against the batches', median over channels;
+    ``nonfinite_statistics``, for the gap to a batch
     that is finite is no number only where the running statistics are none; ``calls_per_pass``, contrasts and
     divergences between several calls, and ``batch_period``, ``batch_periodicity`` of batches that take turns.
 

@@ -1,12 +1,15 @@
 """The doctor's commands: what they write, how they end, and what they say where they cannot."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from report.believable_run import make_run
 
+import bnprobe
 from bnprobe.cli import main
 from bnprobe.rules import rules
 
@@ -61,6 +64,11 @@ def command(capsys):
         return int(ended.value.code or 0), out, err
 
     return call
+
+
+def ours():
+    """The environment in which another process imports the same package."""
+    return os.environ | {"PYTHONPATH": str(Path(bnprobe.__file__).parents[1])}
 
 
 def diagnose(command, model, *arguments):
@@ -119,7 +127,7 @@ def test_kept_evidence_is_judged_again_without_torch(own_models, command):
         "except SystemExit as end: assert end.code == 1, end.code\n"
         "assert 'torch' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=own_models)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=own_models, env=ours())
     assert done.returncode == 0, done.stderr
 
     def entry(text):

@@ -25,12 +25,12 @@ def test_odd_numbers_are_drawn_or_refused(draw, value):
     """What no axis can hold neither raises nor leaves a figure that cannot be saved."""
     known = evidence()
     facts = [Fact(one.statistic, value, one.layer, one.batch, one.call, one.place) for one in known.facts]
-    try:
-        ax = draw(Evidence(facts, known.layers))
-    except RunError as error:
-        assert np.isnan(value), error
+    refused = np.isnan(value) or (draw is plots.effective_values and value == 0)
+    if refused and draw is not plots.loss_triangle:
+        with pytest.raises(RunError, match="the evidence has no"):
+            draw(Evidence(facts, known.layers))
         return
-    ax.figure.savefig(io.BytesIO(), format="png")
+    draw(Evidence(facts, known.layers)).figure.savefig(io.BytesIO(), format="png")
 
 
 def test_dots_of_layers_stand_in_the_order_of_the_inventory():
