@@ -46,6 +46,7 @@ class Settings:
         d_max: largest d of it.
         axes: that layer and RMS norm normalize over, counted from the end (negative).
         running: what the second buffer holds.
+        scale_offset: what the forward adds to the scale it keeps; 1 where a scale of 0 is meant as the identity.
     """
 
     like: Like
@@ -58,6 +59,7 @@ class Settings:
     d_max: float = math.inf
     axes: tuple[int, ...] = (-1,)
     running: Literal["variance", "deviation"] = "variance"
+    scale_offset: float = 0.0
 
     def normalized_axes(self, dimensions: int) -> tuple[int, ...]:
         """Axes that layer and RMS norm normalize over, of a tensor with so many."""

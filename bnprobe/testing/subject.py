@@ -236,6 +236,10 @@ class Subject:
         return Specimen(module.train(training), leaf, parts, parts.state(), settings)
 
     def _axis(self, x: Tensor) -> int:
+        """Where the channels are: as in the given shape with so many axes, else as in torch's layers."""
+        for shape in self.shapes or ():
+            if len(shape) == x.ndim:
+                return tuple(shape).index("C")
         return x.ndim - 1 if self.like in ("layer_norm", "rms_norm") else 1
 
 
