@@ -40,7 +40,7 @@ def run(seeds: int, first_seed: int, profile: str, no_table: bool, no_times: boo
     if not no_times:
         result["seconds"] = {name: _times(*one) for name, one in SOUND.items()}
     if not no_table:
-        result["caught by"] = {name: _caught(one.make, one.like, unshrunk) for name, one in MUTANTS.items()}
+        result["caught by"] = {name: _caught(*one, profile=unshrunk) for name, one in MUTANTS.items()}
     if seeds:
         result |= _many(range(first_seed, first_seed + seeds), SOUND, MUTANTS, unshrunk)
     return result
@@ -58,11 +58,11 @@ def _times(make: Any, like: Any, expected: dict[str, str]) -> dict[str, float]:
     return seconds
 
 
-def _caught(make: Any, like: Any, profile: str) -> list[str]:
+def _caught(make: Any, like: Any, _: str, settings: dict[str, Any], *, profile: str) -> list[str]:
     """Names of the laws that a mutant breaks."""
     from bnprobe.testing import Subject, checks_of
 
-    subject = Subject(make, like)
+    subject = Subject(make, like, settings=settings)
     outcomes = [check.outcome(subject) for check in checks_of(like, profile=profile, seed=0)]
     return [one.name for one in outcomes if one.failure is not None]
 
@@ -74,14 +74,15 @@ def _many(numbers: range, sound: Mapping[str, Any], mutants: Mapping[str, Any], 
     """
     from bnprobe.testing import Check, Subject, checks_of
 
-    subjects = {name: Subject(make, like) for name, (make, like, _) in (sound | mutants).items()}
+    subjects = {name: Subject(make, like) for name, (make, like, _) in sound.items()}
+    subjects |= {name: Subject(one.make, one.like, settings=one.settings) for name, one in mutants.items()}
     layers: dict[str, list[Any]] = {}
     for name, (_, like, expected) in sound.items():
         layers[name] = [one.law for one in checks_of(like) if one.name not in ("compiled", *expected)]
     always = {name: [replace(law, at_most=0) for law in laws] for name, laws in layers.items()}
     wrong = _broken(always, subjects, profile, 0)
     by_chance = {}
-    for name, (_, like, law_name) in mutants.items():
+    for name, (_, like, law_name, _) in mutants.items():
         law = next(one.law for one in checks_of(like) if one.name == law_name)
         if Check(replace(law, at_most=0)).outcome(subjects[name]).failure is None:
             by_chance[name] = law

@@ -181,7 +181,7 @@ class Subject:
 
     @cached_property
     def traits(self) -> frozenset[str]:
-        """What a layer of this kind has: scale, shift, running statistics, counter, momentum, double precision."""
+        """What it has of scale, shift, running statistics, counter, momentum, double precision, ranks and positions."""
         channels = self.accepted[-1][1]
         with torch.random.fork_rng(devices=[]):
             parts = parts_of(unwrap(self.make(channels)))
@@ -192,6 +192,7 @@ class Subject:
             "batch counter": parts.batches is not None,
             "attribute momentum": parts.mean is not None and hasattr(parts.keeper, "momentum"),
             "double precision": "float64" in self.usable_dtypes,
+            "ranks": self.example_settings.ranks > 1,
             "positions": any(len(shape) > 2 for shape, _ in self.accepted),
             "images": any(tuple(shape) == ("N", "C", "H", "W") for shape, _ in self.accepted),
         }

@@ -6,5 +6,5 @@ from mutant import MUTANTS
 
 __all__ = ["MUTANTS"]
 
-for _theme in ("statistics", "buffers", "gradients", "calling", "other_layers"):
+for _theme in ("statistics", "buffers", "gradients", "calling", "synchronisation", "other_layers"):
     import_module(f"mutants_of_{_theme}")
