@@ -233,7 +233,8 @@ def check_norm_layer(
             or one of your own; default the loaded one where it is one of the two, else ``"bnprobe"``.
         seed: of hypothesis; default a random one.
         settings: what the layer does not keep in an attribute of the usual name, fields of
-            :class:`bnprobe.testing.Settings`: ``eps``, ``momentum``, ``groups``, ``ghost``, ``r_max`` ...
+            :class:`bnprobe.testing.Settings`: ``eps``, ``momentum``, ``groups``, ``ghost``, ``r_max`` ...; ``ranks=2``
+            for a synchronised batch norm, ``scale_offset=1`` for a layer that multiplies by 1 + weight.
 
     Returns:
         Which laws hold, and which were not checked and why.

@@ -46,6 +46,8 @@ class Settings:
         d_max: largest d of it.
         axes: that layer and RMS norm normalize over, counted from the end (negative).
         running: what the second buffer holds.
+        ranks: processes whose batches are normalized as one, by a synchronised layer; 1 for any other.
+        scale_offset: what the forward adds to the scale it keeps; 1 where a scale of 0 is meant as the identity.
     """
 
     like: Like
@@ -58,6 +60,8 @@ class Settings:
     d_max: float = math.inf
     axes: tuple[int, ...] = (-1,)
     running: Literal["variance", "deviation"] = "variance"
+    ranks: int = 1
+    scale_offset: float = 0.0
 
     def normalized_axes(self, dimensions: int) -> tuple[int, ...]:
         """Axes that layer and RMS norm normalize over, of a tensor with so many."""

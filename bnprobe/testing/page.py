@@ -23,6 +23,7 @@ edit it here.
 - [Layers](#layers): `check_norm_layer`, `norm_layer_checks`, `pytest --bnprobe-norm pkg.module:MyNorm`
 - [Models](#models): `check_model`, `model_checks`, `pytest --bnprobe-model pkg.module:make_model`
 - [Pitfalls](#pitfalls): `bnprobe.testing.pitfalls`
+- [Layers of other packages](third_party_layers.md), and what they break
 """
 _LAYERS = """## Layers
 

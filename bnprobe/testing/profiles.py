@@ -25,11 +25,15 @@ def for_law(profile: str | None, at_most: int | None, modes: int = 1, *, for_sma
 
     Args:
         profile: name; None for the loaded one.
-        at_most: examples of the law, whatever the profile.
+        at_most: examples of the law, whatever the profile; 0 for none but those that are always tried.
         modes: over which the examples are spread.
-        for_smaller: an example that breaks the law is known, and a smaller one is wanted; None where that is not worth
-            it: the profile does not shrink, or the law is too costly.
+        for_smaller: an example that breaks the law is known, and a smaller one is wanted.
+
+    Returns:
+        None where there is nothing to draw: the law is about given examples, or the profile does not shrink.
     """
+    if at_most == 0:
+        return None
     if profile is None:
         loaded = settings.get_current_profile_name()
         profile = loaded if loaded in _EXAMPLES else "bnprobe"

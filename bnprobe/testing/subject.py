@@ -181,7 +181,7 @@ class Subject:
 
     @cached_property
     def traits(self) -> frozenset[str]:
-        """What a layer of this kind has: scale, shift, running statistics, counter, momentum, double precision."""
+        """What it has of scale, shift, running statistics, counter, momentum, double precision, ranks and positions."""
         channels = self.accepted[-1][1]
         with torch.random.fork_rng(devices=[]):
             parts = parts_of(unwrap(self.make(channels)))
@@ -192,6 +192,7 @@ class Subject:
             "batch counter": parts.batches is not None,
             "attribute momentum": parts.mean is not None and hasattr(parts.keeper, "momentum"),
             "double precision": "float64" in self.usable_dtypes,
+            "ranks": self.example_settings.ranks > 1,
             "positions": any(len(shape) > 2 for shape, _ in self.accepted),
             "images": any(tuple(shape) == ("N", "C", "H", "W") for shape, _ in self.accepted),
         }
@@ -236,6 +237,10 @@ class Subject:
         return Specimen(module.train(training), leaf, parts, parts.state(), settings)
 
     def _axis(self, x: Tensor) -> int:
+        """Where the channels are: as in the given shape with so many axes, else as in torch's layers."""
+        for shape in self.shapes or ():
+            if len(shape) == x.ndim:
+                return tuple(shape).index("C")
         return x.ndim - 1 if self.like in ("layer_norm", "rms_norm") else 1
 
 

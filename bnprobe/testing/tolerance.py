@@ -12,7 +12,11 @@ A sum of m values is off by at most m u times the sum of their sizes; so the mea
 * :math:`\hat x` by :math:`E (1 + |\hat x|)`, and y by :math:`|\gamma|` times that and 4 u for its own operations;
 * :math:`\partial L / \partial x` by :math:`6 E (1 + |\hat x|) \max|\gamma g| / \sigma`: six terms, each at most that;
 * :math:`\partial L / \partial \gamma` by :math:`2 E \sum |g| (1 + |\hat x|)`, :math:`\partial L / \partial \beta` by
-  :math:`n u \sum |g|`.
+  :math:`n u \sum |g|`;
+* with :math:`h = \gamma g`, the gradient of :math:`\langle v, \partial L / \partial x \rangle` to x by
+  :math:`20 E (1 + |\hat x|) (|v| |h|_2 + |h| |v|_2 + |v|_2 |h|_2) / \sigma^2`, :math:`|\cdot|_2` the root of the mean
+  square: five terms of at most four factors that are off by E each. To g it is linear in v, and to gamma in v and g,
+  with twice the operations of :math:`\partial L / \partial x`.
 
 Numbers below the smallest normal one may be flushed to zero. What is rounded to a narrower dtype at the end may be off
 by that dtype's u of its size more.
@@ -106,13 +110,27 @@ class Tolerance:
     def gamma_gradient(self, g: Tensor) -> Tensor:
         """Of the gradient of gamma."""
         values = self.reference.values
-        each = self.reference.rows.split(wide(g)).abs() * (1 + values.x_hat.abs())
+        scaled = values.x_hat if isinstance(values, Fixed) else values.r * values.x_hat + values.d
+        each = self.reference.rows.split(wide(g)).abs() * (1 + torch.maximum(values.x_hat.abs(), scaled.abs()))
         terms = self.reference.rows.join((2 * self.statistics * self._stretch + self._summed(g)) * each)
         return self.reference.per_parameter(terms) + self._tiny
 
     def beta_gradient(self, g: Tensor) -> Tensor:
         """Of the gradient of beta."""
         return self.reference.per_parameter(wide(g).abs()) * self._summed(g) + self._tiny
+
+    def second(self, g: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the gradients of ``<v, dL/dx>`` to x and g, in the input's shape, and to gamma."""
+        values, split, join = self.reference.values, self.reference.rows.split, self.reference.rows.join
+        mine, h = split(wide(v)).abs(), (values.gamma * split(wide(g))).abs()
+        of_v, of_h = (one.square().mean(1, keepdim=True).sqrt() for one in (mine, h))
+        size = (1 + values.x_hat.abs()) * (mine * of_h + h * of_v + of_v * of_h) / values.sigma**2
+        to_x = join((20 * self.statistics + 4 * self.out) * size) + self._tiny
+        to_g = 2 * self.input_gradient(v)
+        passed = (12 * self.statistics + 4 * self.out) * (1 + values.x_hat.abs()) * mine.amax(1, keepdim=True)
+        summed = self._summed(g) * (2 + values.x_hat.abs()) * mine.amax(1, keepdim=True)
+        terms = join(split(wide(g)).abs() * (passed + summed) / values.sigma)
+        return to_x, to_g, self.reference.per_parameter(terms) + self._tiny
 
     @property
     def why(self) -> str:

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from handmade import Handmade
+from hypothesis import Phase, settings
 from mutants import MUTANTS
 from torch import nn
 
@@ -16,6 +17,9 @@ from bnprobe.testing.strategies import Batch, tensor
 
 EpsOutsideRoot = MUTANTS["EpsOutsideRoot"].make
 FAST = "bnprobe-fast"
+UNSHRUNK = "bnprobe-fast unshrunk"  # where it is not about the smallest example
+QUICK = "settings.get_profile('bnprobe-fast'), phases=[Phase.explicit, Phase.generate]"
+settings.register_profile(UNSHRUNK, settings.get_profile(FAST), phases=[Phase.explicit, Phase.generate])
 
 
 def broken(make, law, like="batch_norm", **kwargs):
@@ -76,7 +80,7 @@ def test_an_exception_of_the_layer_is_told():
 
 def test_all_broken_laws_are_told():
     with pytest.raises(LawBrokenError) as failure:
-        check_norm_layer(EpsOutsideRoot, "batch_norm", only=["scale_law", "output_equals_oracle"], profile=FAST)
+        check_norm_layer(EpsOutsideRoot, "batch_norm", only=["scale_law", "output_equals_oracle"], profile=UNSHRUNK)
     told = str(failure.value)
     assert told.startswith("EpsOutsideRoot breaks 2 of 2 laws\n\nEpsOutsideRoot breaks the law ")
     assert told.count("example:") == 2
@@ -122,10 +126,12 @@ def test_as_pytest_items(layer, check):
 
 def test_pytest_items_are_named_skipped_and_failed(tmp_path):
     (tmp_path / "test_items.py").write_text(
+        "from hypothesis import Phase, settings\n"
         "from torch import nn\n"
         "from bnprobe.testing import norm_layer_checks\n"
+        f"settings.register_profile('quick', {QUICK})\n"
         "@norm_layer_checks(lambda c: nn.BatchNorm1d(c, track_running_stats=False), 'batch_norm', eps=0.5,\n"
-        "    only=['scale_law', 'running_statistics', 'sign_flip'], profile='bnprobe-fast',\n"
+        "    only=['scale_law', 'running_statistics', 'sign_flip'], profile='quick',\n"
         "    expected_failures={'sign_flip': 'thought so'})\n"
         "def test_layer(layer, check):\n"
         "    check(layer)\n"
@@ -186,6 +192,35 @@ def test_shapes_can_be_given():
         profile=FAST,
     )
     assert found.passed == ("output_equals_oracle",)
+
+
+def test_shapes_say_where_channels_are():
+    """Of inputs that a law has changed, which come without a recipe."""
+    found = check_norm_layer(
+        lambda c: nn.LayerNorm((c, 5)), "layer_norm", shapes=[("N", "C", 5)], channels=[3, 4],
+        only=["sample_order", "translation_invariance", "batch_mates_do_not_matter"], profile=FAST,
+    )  # fmt: skip
+    assert len(found.passed) == 3
+
+
+class OnePlusWeight(nn.Module):
+    """As of Gemma: the scale that is kept is 0 where nothing is scaled."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.eps, self.weight = 1e-6, nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x):
+        return x / ((x**2).mean(-1, keepdim=True) + self.eps).sqrt() * (1 + self.weight)
+
+
+def test_a_scale_that_is_kept_as_an_offset():
+    laws = ["output_equals_oracle", "gradients_equal_oracle", "scale_law"]
+    with pytest.raises(LawBrokenError, match="breaks 2 of 3 laws"):
+        check_norm_layer(OnePlusWeight, "rms_norm", only=laws, profile=UNSHRUNK)
+    assert check_norm_layer(OnePlusWeight, "rms_norm", only=laws, profile=FAST, scale_offset=1).passed == tuple(
+        name for name in properties.LAWS if name in laws
+    )
 
 
 def test_settings_are_found_or_given():

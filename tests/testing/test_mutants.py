@@ -1,15 +1,16 @@
 """Every mutant is caught by the law whose name fits its fault."""
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import Phase
+from hypothesis import settings as profile
 from mutants import MUTANTS
 
 from bnprobe.errors import LawBrokenError
 from bnprobe.testing import check_norm_layer
 
 # That it is caught is the question here, not by which smallest example.
-settings.register_profile(
-    "caught or not", parent=settings.get_profile("bnprobe-fast"), phases=[Phase.explicit, Phase.generate]
+profile.register_profile(
+    "caught or not", parent=profile.get_profile("bnprobe-fast"), phases=[Phase.explicit, Phase.generate]
 )
 
 
@@ -19,6 +20,6 @@ def test_there_are_enough():
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_caught(name):
-    make, like, law = MUTANTS[name]
+    make, like, law, settings = MUTANTS[name]
     with pytest.raises(LawBrokenError, match=f"breaks the law {law} of {like}"):
-        check_norm_layer(make, like, only=[law], profile="caught or not")
+        check_norm_layer(make, like, only=[law], profile="caught or not", **settings)

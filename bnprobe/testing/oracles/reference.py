@@ -90,7 +90,8 @@ def reference(x: Tensor, settings: Settings, state: State, training: bool) -> Re
     """
     x = wide(x)
     layout = rows(tuple(x.shape), settings)
-    gamma = _of_each_value(x, settings, state.gamma, layout, 1)
+    scale = None if state.gamma is None else state.gamma + settings.scale_offset
+    gamma = _of_each_value(x, settings, scale, layout, 1)
     beta = _of_each_value(x, settings, state.beta, layout, 0)
     split = layout.split(x)
     if not training and state.mean is not None and state.variance is not None:

@@ -17,18 +17,23 @@ from bnprobe.testing.oracles.fixed import Fixed
 from bnprobe.testing.oracles.normalized import Normalized
 from bnprobe.testing.oracles.reference import Reference
 
-__all__ = ["singular_values"]
+__all__ = ["singular_values", "singular_values_of_rows"]
 
 
 def singular_values(reference: Reference) -> Tensor:
     """All singular values of the whole batch's Jacobian, in descending order."""
+    return singular_values_of_rows(reference).reshape(-1).sort(descending=True).values
+
+
+def singular_values_of_rows(reference: Reference) -> Tensor:
+    """Those of each row of values that share statistics ``[R, m]``, in descending order."""
     values = reference.values
     gamma = values.gamma.expand_as(values.x_hat)
     if isinstance(values, Fixed):
-        return (gamma / values.sigma).abs().reshape(-1).sort(descending=True).values
+        return (gamma / values.sigma).abs().sort(1, descending=True).values
     one_scale = bool((gamma == gamma[:, :1]).all())
     found = _closed(values, gamma[:, :1], reference.settings.eps) if one_scale else _of_matrices(values, gamma)
-    return found.reshape(-1).sort(descending=True).values
+    return found.sort(1, descending=True).values
 
 
 def _closed(values: Normalized, gamma: Tensor, eps: float) -> Tensor:

@@ -32,6 +32,7 @@ from bnprobe.testing.properties.oracle import (
     second_derivatives_equal_oracle,
 )
 from bnprobe.testing.properties.precision import dtype_and_device_kept, half_precision, large_mean_small_variance
+from bnprobe.testing.properties.ranks import ranks_are_one_batch
 from bnprobe.testing.properties.registry import LAWS, Law, law
 from bnprobe.testing.properties.scales import scale_law, sign_flip, translation_invariance, weight_scale
 from bnprobe.testing.properties.ways import autocast, compiled, deterministic, functional, vectorised
@@ -69,6 +70,7 @@ __all__ = [
     "one_value",
     "output_equals_oracle",
     "position_order",
+    "ranks_are_one_batch",
     "running_statistics",
     "sample_order",
     "samples_coupled",

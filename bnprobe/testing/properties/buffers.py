@@ -50,23 +50,26 @@ def _compare_running(one: Specimen, batches: list[Tensor], momentum: float | Non
 
 
 def running_bounds(one: Specimen, batches: list[Tensor], start: State) -> tuple[Tensor, Tensor, str]:
-    """Of the statistics of each batch, whatever their weights, and of the few operations that mix them."""
+    """How far running mean and variance may be off: as the worst batch's statistics, and 4 u for each time they mix.
+
+    A mean is off by m u max|x|, whatever the weights. An unbiased variance, which has no eps beside it, by
+    m u (s^2 + s max|x|) by an updating formula, and by the square of the mean's error by two passes.
+    """
     u, tiny = roundoff(statistics_dtype(one.x.dtype)), torch.finfo(one.x.dtype).tiny
     zeros = torch.zeros(one.x.shape[1], dtype=torch.float64)
     of_mean = zeros if start.mean is None else start.mean.abs()
     of_variance = zeros if start.variance is None else start.variance.abs()
-    m = max(x.numel() // x.shape[1] for x in batches)
+    m, steps = max(x.numel() // x.shape[1] for x in batches), 0
     for x in batches:
-        means, _, unbiased = batch_moments(x, one.settings)
+        means, biased, unbiased = batch_moments(x, one.settings)
+        steps += len(means)
         size = wide(x).movedim(1, 0).reshape(x.shape[1], -1).abs().amax(1) + means.abs().amax(0)
-        variance = unbiased.amax(0)
-        # Without eps beside it the variance is off by s^2 kappa u, and where s is 0 by the square of the mean's error.
-        absolute = variance + size * variance.sqrt() + (m + 8) * u * size**2
-        of_mean, of_variance = torch.maximum(of_mean, size), torch.maximum(of_variance, absolute)
-    error = (m + 8) * u * (2 + len(batches))
-    if one.settings.running == "deviation":  # a root is steepest at its smallest
-        of_variance = of_variance / one.settings.eps**0.5
-    why = f"(m + 8) (t + 2) u with m = {m}, t = {len(batches)}, u = {u:.1g}, times max|x| or s^2 + s max|x|"
+        absolute = unbiased + size * unbiased.sqrt() + (m + 8) * u * size**2
+        if one.settings.running == "deviation":  # |sqrt(a) - sqrt(b)| <= |a - b| / sqrt(a)
+            absolute = absolute / (biased + one.settings.eps).sqrt()
+        of_mean, of_variance = torch.maximum(of_mean, size), torch.maximum(of_variance, absolute.amax(0))
+    error = (m + 8 + 4 * steps) * u
+    why = f"(m + 8 + 4 t) u with m = {m}, t = {steps}, u = {u:.1g}, times max|x| or s^2 + s max|x|"
     return error * of_mean + tiny, error * of_variance + tiny, why
 
 

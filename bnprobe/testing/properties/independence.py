@@ -7,8 +7,8 @@ from torch import Tensor
 
 from bnprobe.testing.inputs import Inputs
 from bnprobe.testing.likes import ACROSS_SAMPLES, PER_SAMPLE, Like
-from bnprobe.testing.oracles.reference import wide
 from bnprobe.testing.properties.broken import NotApplicable, compare, require
+from bnprobe.testing.properties.buffers import running_bounds
 from bnprobe.testing.properties.registry import law
 from bnprobe.testing.strategies.batch import Batch, tensor
 from bnprobe.testing.subject import Subject
@@ -89,9 +89,12 @@ def channels_independent(subject: Subject, x: Batch, training: bool, factor: flo
     compare("output of other channels", other_y[:, 1:], y[:, 1:], 2 * one.tolerance.output[:, 1:], why)
     bound = 2 * one.tolerance.input_gradient(g)[:, 1:]
     compare("gradient of other channels", other_gradient[:, 1:], gradient[:, 1:], bound, why)
+    of_mean, of_variance, why = running_bounds(one, [one.x], one.state)
     if state.mean is not None and other_state.mean is not None:
-        size = float(wide(one.x).abs().max()) * float(one.tolerance.statistics.max()) + 1e-30
-        compare("running mean of other channels", other_state.mean[1:], state.mean[1:], size, why)
+        compare("running mean of other channels", other_state.mean[1:], state.mean[1:], 2 * of_mean[1:], why)
+    if state.variance is not None and other_state.variance is not None:
+        what = f"running {one.settings.running} of other channels"
+        compare(what, other_state.variance[1:], state.variance[1:], 2 * of_variance[1:], why)
     if factor != factor:
         require(bool(other_y[:, 0].isnan().all()), "NaN of a channel is lost: the channel's output is a number again")
 

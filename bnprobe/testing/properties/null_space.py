@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from bnprobe.testing.inputs import Inputs
 from bnprobe.testing.likes import LIKES, Like
 from bnprobe.testing.oracles.reference import wide
-from bnprobe.testing.oracles.spectrum import singular_values
+from bnprobe.testing.oracles.spectrum import singular_values_of_rows
 from bnprobe.testing.properties.broken import compare
 from bnprobe.testing.properties.registry import law
 from bnprobe.testing.strategies.batch import Batch
@@ -54,14 +54,17 @@ def jacobian_spectrum(subject: Subject, x: Batch, training: bool) -> None:
     that stops at a statistic.
     """
     one = subject.specimen(x, training=training)
-    matrix = _jacobian(one)
-    got = torch.linalg.svdvals(matrix)
-    per_entry = one.tolerance.input_gradient(torch.ones_like(one.x)).max()
-    # Weyl: no value is off by more than the norm of the error, at most root of the number of its entries each; entries
-    # between rows are exact zeros.
-    rows, m = one.law.values.x_hat.shape
-    error = float(per_entry) * (rows * m * m) ** 0.5
-    compare("singular values", got, singular_values(one.law), error, f"Weyl's inequality, {one.tolerance.why}")
+    matrix, split = _jacobian(one), one.law.rows.split
+    place = split(torch.arange(len(matrix)).reshape(one.x.shape))
+    inside = (place[:, :, None], place[:, None, :])
+    each = one.tolerance.input_gradient(torch.ones_like(one.x))
+    between = matrix.index_put(inside, matrix.new_zeros(()))
+    compare("entries between rows", between, torch.zeros_like(matrix), each.reshape(1, -1), one.tolerance.why)
+    # Weyl: no value is off by more than the norm of the error. Each of the m gradients of a row is off by what one of
+    # all ones is at most.
+    error = split(each).norm(dim=1, keepdim=True) * place.shape[1] ** 0.5
+    got, want = torch.linalg.svdvals(matrix[inside]), singular_values_of_rows(one.law)
+    compare("singular values", got, want, error, f"Weyl's inequality, {one.tolerance.why}")
 
 
 def _jacobian(one: Specimen) -> torch.Tensor:

@@ -67,14 +67,9 @@ def second_derivatives_equal_oracle(subject: Subject, x: Batch, training: bool) 
     wanted = [one.x, g, *(() if one.parts.gamma is None else (one.parts.gamma,))]
     got = torch.autograd.grad(first, wanted, v, allow_unused=True, materialize_grads=True)
     want = one.law.second(g, v)
-    values = one.law.values
-    stretch = float((1 + values.x_hat.abs()).max()) ** 3
-    sizes = float((values.gamma.abs().max() * g.detach().abs().max() + g.detach().abs().max()) * v.abs().max())
-    inverse = float((1 / values.sigma).max())
-    unit = 40 * float(one.tolerance.statistics.max()) * stretch * sizes
-    why = f"40 E (1 + |x_hat|)^3 max|h| max|v| / sigma^k, {one.tolerance.why}"
-    compare("gradient of <v, dL/dx> to x", got[0], want[0], unit * inverse**2, why)
-    compare("gradient of <v, dL/dx> to g", got[1], want[1], unit * (inverse + 1), why)
+    to_x, to_g, to_gamma = one.tolerance.second(g, v)
+    compare("gradient of <v, dL/dx> to x", got[0], want[0], to_x, _WHY.format("20 E", one.tolerance.why))
+    compare("gradient of <v, dL/dx> to g", got[1], want[1], to_g, _WHY.format("12 E", one.tolerance.why))
     if one.parts.gamma is not None:
-        count = one.x.numel()
-        compare("gradient of <v, dL/dx> to gamma", got[2].reshape(-1), want[2], count * unit * (inverse + 1), why)
+        why = _WHY.format("12 E", one.tolerance.why)
+        compare("gradient of <v, dL/dx> to gamma", got[2].reshape(-1), want[2], to_gamma, why)

@@ -58,7 +58,7 @@ def half_precision(subject: Subject, x: Batch, dtype: str, shift: float) -> None
         again.module(again.x)
         state = again.parts.state()
         size = float(want.x.abs().max()) + 1
-        bound = 2 * (one.x.numel() + 8) * one.tolerance.u
+        bound = 2 * (one.x.numel() // one.x.shape[1] + 8) * one.tolerance.u
         if state.mean is not None and state.variance is not None and after.variance is not None:
             compare("running mean", after.mean, state.mean, bound * size, "(m + 8) u max|x| of single precision")
             compare("running variance", after.variance, state.variance, bound * size**2, "(m + 8) u max|x|^2")

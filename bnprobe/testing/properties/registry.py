@@ -32,8 +32,9 @@ class Law:
         likes: kinds of layers that must obey it.
         strategies: of each argument, or functions of the subject that give one.
         needs: traits that the layer must have (:attr:`bnprobe.testing.subject.Subject.traits`).
-        at_most: examples, whatever the profile; for laws whose check is costly.
-        typical: values of arguments for examples that are always tried, with inputs of every kind and in both modes.
+        at_most: examples that are drawn, whatever the profile; for laws whose check is costly.
+        typical: values of arguments for examples that are always tried, with inputs of every kind and in both modes;
+            None for no such examples.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Law:
     strategies: Mapping[str, Strategy]
     needs: tuple[str, ...] = ()
     at_most: int | None = None
-    typical: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    typical: Mapping[str, Sequence[Any]] | None = field(default_factory=dict)
 
     @property
     def statement(self) -> str:
@@ -67,9 +68,12 @@ class Law:
 
     def typical_examples(self, subject: Subject) -> list[dict[str, Any]]:
         """What is always tried, but for the mode: no law is left to the luck of a few draws."""
+        typical = self.typical
+        if typical is None:
+            return []
         names = [name for name in self.strategies if name != "training"]
         values = [
-            one.typical(subject) if isinstance(one := self.strategies[name], Inputs) else self.typical[name]
+            one.typical(subject) if isinstance(one := self.strategies[name], Inputs) else typical[name]
             for name in names
         ]
         return [dict(zip(names, each, strict=True)) for each in product(*values)]

@@ -12,6 +12,7 @@ from bnprobe.testing.properties.registry import law
 from bnprobe.testing.strategies.batch import Batch, tensor
 from bnprobe.testing.strategies.scales import scales
 from bnprobe.testing.subject import Subject
+from bnprobe.testing.tolerance import roundoff
 
 __all__ = ["scale_law", "sign_flip", "translation_invariance", "weight_scale"]
 
@@ -97,8 +98,10 @@ def weight_scale(subject: Subject, u: Batch, a: float) -> None:
     axes = [0, *range(2, base.ndim)]
     want_weight = torch.tensordot(of_hidden, wide(base), dims=(axes, axes))
     compare("output", y, plain.y, one.tolerance.output, one.tolerance.why)
-    size = a * float(one.tolerance.input_gradient(g).max()) * channels
-    compare("gradient of u", got_u, want_u, size * float(weight.detach().abs().max()), "of dL/dx, times sum|W|")
-    total = size * float(base.abs().sum()) + 1e-300
+    rounding, n = roundoff(one.x.dtype) * of_hidden.abs(), base.numel() // channels
+    off, why = a * one.tolerance.input_gradient(g), one.tolerance.why
+    bound = torch.einsum("dc,nd...->nc...", wide(weight).abs(), off + (channels + 2) * rounding)
+    compare("gradient of u", got_u, want_u, bound, f"|W|' times those of dL/dx, {why}")
+    total = torch.tensordot(off + (n + 2) * rounding, wide(base).abs(), dims=(axes, axes))
     # Autograd's gradient is of W; that of aW is 1/a of it.
-    compare("gradient of aW", got_weight / a, want_weight / a, total / a, "of dL/dx, times sum|u|")
+    compare("gradient of aW", got_weight / a, want_weight / a, total / a, f"|u|' times those of dL/dx, {why}")

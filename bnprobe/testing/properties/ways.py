@@ -9,6 +9,7 @@ from torch import Tensor
 from bnprobe.testing.inputs import Inputs
 from bnprobe.testing.likes import ACROSS_SAMPLES
 from bnprobe.testing.properties.broken import Broken, NotApplicable, compare, require, require_equal
+from bnprobe.testing.properties.buffers import running_bounds
 from bnprobe.testing.properties.registry import law
 from bnprobe.testing.strategies.batch import Batch
 from bnprobe.testing.subject import Specimen, Subject
@@ -88,9 +89,7 @@ def autocast(subject: Subject, x: Batch, training: bool) -> None:
     values = one.law.values
     size = one.law.rows.join(values.gamma.abs() * values.x_hat.abs() + values.y.abs())
     compare("output", got, want, 2 * one.tolerance.output + 2 * rounded * size, f"2 u of bfloat16, {one.tolerance.why}")
-    for (name, mine), (_, usual) in zip(one.module.named_buffers(), plain.module.named_buffers(), strict=True):
-        bound = 1e-5 * float(usual.abs().max()) if usual.is_floating_point() else 0.0
-        compare(f"buffer {name}", mine, usual, bound, "1e-5 of its size: bfloat16 would be off by 4e-3")
+    _same_running_statistics(one, plain)
 
 
 @law(x=Inputs(dtypes=("float32",), values=4), at_most=1)
@@ -108,9 +107,20 @@ def compiled(subject: Subject, x: Batch) -> None:
         why = f"of both, {one.tolerance.why}"
         compare(f"output in {mode} mode", got, want, 2 * one.tolerance.output, why)
         compare(f"gradient of x in {mode} mode", gradient, wanted, 2 * one.tolerance.input_gradient(g), why)
-        for (name, mine), (_, usual) in zip(one.module.named_buffers(), plain.module.named_buffers(), strict=True):
-            size = float(usual.abs().max()) if usual.numel() else 0.0
-            compare(f"buffer {name} in {mode} mode", mine, usual, 64 * one.tolerance.u * (size + 1), "64 u of its size")
+        _same_running_statistics(one, plain)
+
+
+def _same_running_statistics(one: Specimen, plain: Specimen) -> None:
+    """After the same batch; the counters too."""
+    if plain.state.mean is None:
+        return
+    after, usual = one.parts.state(), plain.parts.state()
+    of_mean, of_variance, why = running_bounds(plain, [plain.x], plain.state)
+    if after.mean is not None and usual.mean is not None:
+        compare("running mean", after.mean, usual.mean, 2 * of_mean, f"of both, {why}")
+    if after.variance is not None and usual.variance is not None:
+        compare(f"running {one.settings.running}", after.variance, usual.variance, 2 * of_variance, f"of both, {why}")
+    require(after.batches == usual.batches, f"the counter is {after.batches} where {usual.batches} is expected")
 
 
 def _through_compile(one: Specimen, g: Tensor) -> tuple[Tensor, Tensor]:

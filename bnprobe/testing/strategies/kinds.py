@@ -37,9 +37,12 @@ def _constant_channels(rng: np.random.Generator, shape: _Shape, limits: torch.fi
 
 
 def _offset(rng: np.random.Generator, shape: _Shape, limits: torch.finfo) -> _Values:
-    """Standard deviation 1 around a mean whose square has no digit left for the variance."""
+    """Standard deviation 1 around a mean whose square has no digit left for the variance.
+
+    One mean for all channels, so that it is one for layers that normalize channels together too.
+    """
     mean = limits.eps**-0.5
-    return np.asarray(mean * rng.choice([-1.0, 1.0], (shape[0], 1, 1)) + rng.normal(size=shape))
+    return np.asarray(mean * rng.choice([-1.0, 1.0]) + rng.normal(size=shape))
 
 
 def _denormal(rng: np.random.Generator, shape: _Shape, limits: torch.finfo) -> _Values:

@@ -8,6 +8,12 @@ from torch import Tensor
 __all__ = ["LAYOUTS"]
 
 
+_FORMATS = {
+    4: (torch.contiguous_format, torch.channels_last),
+    5: (torch.contiguous_format, torch.channels_last_3d),
+}
+
+
 def _contiguous(x: Tensor) -> Tensor:
     return x.contiguous()
 
@@ -22,9 +28,15 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _transposed(x: Tensor) -> Tensor:
-    """The first axis innermost; strides of axes of length 1, which mean nothing, as if they were outermost."""
+    """The first axis innermost; strides of axes of length 1, which mean nothing, as torch itself would set them.
+
+    Others are the subject of a law of their own: torch's questions after the layout have two answers there.
+    """
     order = tuple(reversed(range(x.ndim)))
     moved = x.permute(order).contiguous().permute(order)
+    for memory_format in _FORMATS.get(x.ndim, ()):
+        if moved.is_contiguous(memory_format=memory_format):
+            return moved.clone(memory_format=memory_format)
     strides = [max(x.numel(), 1) if size == 1 else stride for size, stride in zip(x.shape, moved.stride(), strict=True)]
     return moved.as_strided(moved.shape, strides)
 

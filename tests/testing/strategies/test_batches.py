@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from bnprobe.errors import ArgumentError
-from bnprobe.testing import strategies
+from bnprobe.testing import Subject, properties, strategies
 from bnprobe.testing.strategies import KINDS, LAYOUTS, Batch, batches, permutations, recipes, scales, tensor
 
 SHAPES = [("N", "C"), ("N", "C", "L"), ("N", "C", "H", "W"), ("N", "L", "C"), ("N", "C", 7)]
@@ -138,3 +139,15 @@ def test_every_kind_has_a_docstring():
     assert {"batches", "scales", "permutations", "norm_layers", "networks", "loaders", "label_sets"} <= set(
         strategies.__all__
     )
+
+
+ONES = [(1, 8, 3, 1), (1, 8, 1, 3), (1, 8, 3, 2), (1, 1, 3, 1), (2, 3, 4, 5), (1, 8, 3, 1, 1)]
+
+
+@pytest.mark.parametrize("shape", ONES)
+def test_a_transposed_tensor_has_one_layout_however_torch_asks(shape):
+    """Its batch norm asks in two ways, and is wrong where axes of length 1 give two answers."""
+    x = Batch(shape, "gaussian", layout="transposed")
+    assert torch.equal(x.tensor(), Batch(shape, "gaussian").tensor())
+    make = nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm3d
+    properties.layout_does_not_matter(Subject(make, "batch_norm"), x=x, training=True)
