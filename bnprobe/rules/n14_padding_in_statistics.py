@@ -63,15 +63,15 @@ class PaddingInStatistics(Rule):
         varies = slope is not None and slope.p_value < LIKELY
         return self._opinion(evidence, fact, stretch, "padding_swap", slope if varies else None)
 
-    def _opinion(
-        self, evidence: Evidence, fact: Fact, stretch: float, by: str, slope: Fact | None
-    ) -> Opinion:
+    def _opinion(self, evidence: Evidence, fact: Fact, stretch: float, by: str, slope: Fact | None) -> Opinion:
         """Measured shifts are exact; whether they matter is what the outputs say."""
         change = evidence.value(by) if by else float("nan")
         severity = Severity.INFO
         if change > self.moved:
             severity = Severity.ERROR if change > self.much and fact.value > self.shift else Severity.WARNING
-        impact = Quantity("change of outputs with more padding", change, "standard deviations") if change == change else None
+        impact = (
+            Quantity("change of outputs with more padding", change, "standard deviations") if change == change else None
+        )
         numbers = [
             Quantity("padding", 100 * evidence.value("padding_share"), "% of positions"),
             Quantity("logarithm of the variances' ratio", stretch),
@@ -80,7 +80,8 @@ class PaddingInStatistics(Rule):
             numbers.append(Quantity("variance of batches' means explained by their padding", 100 * slope.value, "%"))
         return Opinion(
             severity,
-            f"{evidence.value('padding_share'):.0%} of the positions are padding: the mean over all is {fact.value:.2g} "
+            f"{evidence.value('padding_share'):.0%} of the positions are padding: the mean over all is "
+            f"{fact.value:.2g} "
             f"standard deviations off that over valid ones, the logarithm of the variance {stretch:.2g}",
             fact.layer,
             Quantity("shift of the mean by padding", fact.value, "standard deviations"),

@@ -64,7 +64,9 @@ class DegenerateGroup(Rule):
                     said = "statistics are taken over a single value, so that only its sign is left"
                 yield Opinion(Severity.ERROR, said, layer, effect, numbers=numbers)
             elif elements == 2 and evidence.layer(layer).family != "rms_norm":
-                said = "statistics are taken over two values, which become plus and minus gamma: only their order is left"
+                said = (
+                    "statistics are taken over two values, which become plus and minus gamma: only their order is left"
+                )
                 yield Opinion(Severity.WARNING, said, layer, effect, numbers=numbers)
             elif output < self.same and inputs > self.unlike:
                 yield Opinion(

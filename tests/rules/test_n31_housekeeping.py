@@ -20,5 +20,9 @@ def test_one_line_for_everything():
 
 
 def test_a_tidy_model():
-    facts = [Fact("bias_before_norm", 0, "a"), Fact("tiny_variance_share", 0.0, "a"), Fact("small_gain_share", 0.05, "a")]
+    facts = [
+        Fact("bias_before_norm", 0, "a"),
+        Fact("tiny_variance_share", 0.0, "a"),
+        Fact("small_gain_share", 0.05, "a"),
+    ]
     assert not list(Housekeeping().judge(Evidence(facts, LAYERS)))

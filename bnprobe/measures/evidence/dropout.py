@@ -37,10 +37,10 @@ def measure(patient: Patient) -> list[Fact]:
         raise NotMeasuredError("the model has no dropout module")
     without = _variances(patient, [])
     with_ = _variances(patient, active)
-    facts = []
+    facts: list[Fact] = []
     for site in patient.tracked:
         if site.name in without and site.name in with_ and len(without[site.name]) == len(with_[site.name]):
-            stored = site.module.running_var.detach().double().cpu().numpy()  # type: ignore[union-attr, operator]
+            stored = site.module.running_var.detach().double().cpu().numpy()  # type: ignore[operator]
             facts += _facts(site.name, with_[site.name], without[site.name], stored, patient.seed)
     return facts
 
@@ -60,8 +60,8 @@ def _variances(patient: Patient, active: list[nn.modules.dropout._DropoutNd]) ->
             count, total, squares = part
             found.setdefault(name, []).append((squares / count - (total / count).square()).clamp_min(0).cpu())
 
-    with inputs_at({name: site.module for name, site in sites.items()}, see), torch.no_grad():
-        for batch in patient.batches:
+    for batch in patient.batches:
+        with inputs_at({name: site.module for name, site in sites.items()}, see), torch.no_grad():
             patient.run(batch)
     return {name: torch.stack(parts).numpy() for name, parts in found.items()}
 
@@ -79,7 +79,10 @@ def _facts(
     everything = np.arange(len(on))
     low, high = bootstrap(ratio, len(on), seed)
     with np.errstate(divide="ignore", invalid="ignore"):
-        changes = np.median(np.log(on[:, alive]) - np.log(off[:, alive]), axis=1)
+        logs = np.log(on[:, alive]) - np.log(off[:, alive])
+        changes = np.nanmedian(
+            np.where(np.isfinite(logs), logs, np.nan), axis=1
+        )  # some channel is silent in some batch
         channels = np.where(alive, on.mean(0) / np.where(alive, off.mean(0), 1), np.nan)
         nearer = np.abs(np.log(stored / on.mean(0))) - np.abs(np.log(stored / off.mean(0)))
     yield Fact(

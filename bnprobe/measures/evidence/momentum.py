@@ -38,5 +38,7 @@ def measure(patient: Patient) -> list[Fact]:
             jitter = np.where(total > 0, momentum / (2 - momentum) * between / total, np.nan)
         if np.isfinite(jitter).any():
             value = float(np.nanmedian(jitter))
-            facts.append(Fact("momentum_jitter", value, site.name, place="input", count=len(layer.means), channels=jitter))
+            facts.append(
+                Fact("momentum_jitter", value, site.name, place="input", count=len(layer.means), channels=jitter)
+            )
     return facts

@@ -12,7 +12,9 @@ from bnprobe.measures.untouched import untouched
 
 def facts_of(model, **given):
     with untouched(model) as origin:
-        return {one.statistic: one.value for one in measure(Patient(model, [torch.randn(4, 2)], origin, Given(**given)))}
+        return {
+            one.statistic: one.value for one in measure(Patient(model, [torch.randn(4, 2)], origin, Given(**given)))
+        }
 
 
 def test_share_of_the_updates():

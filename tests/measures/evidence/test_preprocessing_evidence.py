@@ -37,6 +37,8 @@ def trained():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    for _ in range(60):  # statistics of the weights as they are now
+        model(pictures(32)[0])
     return model.eval()
 
 
