@@ -3,6 +3,7 @@
 The first batch norm behind a convolution (or linear layer) that is given the batch itself: offsets of the input's
 channels move its means by the layer's answer to constants, gains its variances by each channel's share. Few unknowns
 have to explain the gaps of all output channels at once; chance is what they explain of gaps dealt to other channels.
+Approximate where the layer pads with zeros: there an offset makes variance as well, which is put down to the gain.
 What was found is then undone in the input, and all layers and the loss are looked at again.
 """
 
