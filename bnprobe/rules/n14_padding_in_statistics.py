@@ -80,7 +80,8 @@ class PaddingInStatistics(Rule):
             numbers.append(Quantity("variance of batches' means explained by their padding", 100 * slope.value, "%"))
         return Opinion(
             severity,
-            f"{evidence.value('padding_share'):.0%} of the positions are padding: the mean over all is {fact.value:.2g} "
+            f"{evidence.value('padding_share'):.0%} of the positions are padding: the mean over all is "
+            f"{fact.value:.2g} "
             f"standard deviations off that over valid ones, the logarithm of the variance {stretch:.2g}",
             fact.layer,
             Quantity("shift of the mean by padding", fact.value, "standard deviations"),

@@ -56,7 +56,8 @@ class FrozenAtInit(Rule):
         far = least if least * most < 1 else most
         yield Opinion(
             Severity.INFO if inside else Severity.WARNING,
-            f"{len(idle)} of {len(known)} batch norm layers are frozen at mean 0 and variance 1 and do nothing; activations "
+            f"{len(idle)} of {len(known)} batch norm layers are frozen at mean 0 and variance 1 and do "
+            "nothing; activations "
             f"are between {least:.2g} and {most:.2g} times those behind the first of them",
             effect=Quantity("activations, farthest from those of the first layer", far, "times"),
             numbers=(Quantity("root mean square behind the last layer", strengths[-1]),),

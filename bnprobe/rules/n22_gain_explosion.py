@@ -30,7 +30,8 @@ class GainExplosion(Rule):
     name = "gain-explosion"
     title = "a norm layer amplifies channels or samples of hardly any variance"
     harm = (
-        "Batch norm divides by a stored standard deviation. A channel that was constant in training has nearly none, and "
+        "Batch norm divides by a stored standard deviation. A channel that was constant in training has "
+        "nearly none, and "
         "what little comes later is multiplied by hundreds and saturates everything behind it. Group and instance norm "
         "do the same to single samples that are nearly constant: empty tiles come out as loud as full ones."
     )
@@ -90,8 +91,9 @@ class GainExplosion(Rule):
             severity = Severity.ERROR if ratios[which].max() > self.large and grave else Severity.WARNING
         return Opinion(
             severity,
-            f"{which.sum()} of {which.size} channels are multiplied by up to {gains[which].max():.3g} (median of the layer "
-            f"{np.median(gains):.2g}) and leave with {ratios[which].max():.3g} times the variance that gamma stands for",
+            f"{which.sum()} of {which.size} channels are multiplied by up to {gains[which].max():.3g} "
+            "(median of the layer "
+            f"{np.median(gains):.2g}) and leave with {ratios[which].max():.3g} times the variance of gamma",
             fact.layer,
             Quantity("variance of the output", fact.value, "of gamma squared", fact.low, fact.high),
             p_value=p_value,
@@ -138,7 +140,8 @@ class GainExplosion(Rule):
             impact = Quantity("loss of amplified samples over that of others", loss.value / max(other, 1e-12))
         return Opinion(
             severity,
-            f"the most amplified sample is multiplied by {fact.value:.3g} times what the middle one is: inputs of hardly "
+            f"the most amplified sample is multiplied by {fact.value:.3g} times what the middle one is: "
+            "inputs of hardly "
             "any contrast come out as strong as all others",
             fact.layer,
             Quantity("largest over median gain", fact.value),

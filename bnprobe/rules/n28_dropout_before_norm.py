@@ -1,4 +1,4 @@
-"""N28: dropout before batch norm, whose stored variance is that with dropout and whose inputs in service are without."""
+"""N28: dropout before batch norm: the stored variance is that with dropout, inputs in service are without."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,7 +24,8 @@ class DropoutBeforeNorm(Rule):
     name = "dropout-before-norm"
     title = "dropout before batch norm shifts the variance between training and evaluation"
     harm = (
-        "Dropout adds variance to what it lets through. Batch norm stores that variance in training, and in evaluation, "
+        "Dropout adds variance to what it lets through. Batch norm stores that variance in training, and in "
+        "evaluation, "
         "without dropout, divides by it all the same: every channel behind comes out too small."
     )
     shows = "variance of a batch norm's input 1.2 times as large with dropout as without, and more loss than with "
@@ -60,7 +61,8 @@ class DropoutBeforeNorm(Rule):
         severity, p_value, impact = self._impact(evidence, worst)
         yield Opinion(
             severity,
-            f"the variance of its input is {worst.value:.3g} times as large with dropout as without, and the stored one is "
+            f"the variance of its input is {worst.value:.3g} times as large with dropout as without, and "
+            "the stored one is "
             f"nearer to that with dropout; so in {len(found)} of {len(evidence.all('dropout_ratio'))} layers",
             worst.layer,
             Quantity("variance with dropout over that without", worst.value, "", worst.low, worst.high),

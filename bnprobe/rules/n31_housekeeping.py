@@ -21,8 +21,10 @@ class Housekeeping(Rule):
     name = "housekeeping"
     title = "biases that batch norm takes out again, decay on gains, gains or variances near zero"
     harm = (
-        "Hardly any: a bias before batch norm costs memory and nothing else; decay on gain and shift is a choice; where "
-        "the variance is near epsilon, epsilon matters, and frameworks differ in it; a gain near zero switches a channel "
+        "Hardly any: a bias before batch norm costs memory and nothing else; decay on gain and shift is a "
+        "choice; where "
+        "the variance is near epsilon, epsilon matters, and frameworks differ in it; a gain near zero "
+        "switches a channel "
         "off, which may be meant."
     )
     shows = "layers by count"

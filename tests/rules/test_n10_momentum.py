@@ -45,9 +45,11 @@ def test_counted_and_never_moved_is_told():
 @pytest.mark.parametrize(
     ("momentum", "jitter", "training", "excess", "severity"),
     [
-        (0.99, 0.2, 1, None, Severity.WARNING), (0.99, 0.2, 1, 0.3, Severity.WARNING), (0.99, 0.2, 1, 0.0, Severity.INFO),
+        (0.99, 0.2, 1, None, Severity.WARNING), (0.99, 0.2, 1, 0.3, Severity.WARNING),
+        (0.99, 0.2, 1, 0.0, Severity.INFO),
         (0.99, 0.2, 0, 0.3, Severity.WARNING), (0.99, 0.2, 0, None, Severity.INFO),
-        (0.99, 0.05, 1, 0.3, None), (0.4, 0.2, 1, 0.3, None), (0.99, None, 1, 0.3, None),
+        (0.99, 0.05, 1, 0.3, Severity.WARNING), (0.99, 0.05, 1, None, Severity.INFO),
+        (0.99, 0.01, 1, 0.3, None), (0.4, 0.2, 1, 0.3, None), (0.99, None, 1, 0.3, None),
     ],
 )  # fmt: skip
 def test_large_momentum_matters_by_its_jitter_and_its_cost(momentum, jitter, training, excess, severity):
@@ -60,7 +62,9 @@ def test_without_labels_outputs_say_whether_it_matters():
     assert judged(0.99, 1, 0.2, distance=0.1)[0].severity == Severity.INFO
 
 
-@pytest.mark.parametrize(("momentum", "updates", "said"), [(0.1, 20, True), (0.1, 40, False), (0.003, 5000, False), (0.1, 0, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("momentum", "updates", "said"), [(0.1, 20, True), (0.1, 40, False), (0.003, 5000, False), (0.1, 0, False)]
+)
 def test_averages_that_are_not_filled_yet(momentum, updates, said):
     found = judged(momentum, updates=updates)
     assert [one.severity for one in found] == [Severity.INFO] * said

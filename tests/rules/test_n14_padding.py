@@ -9,7 +9,8 @@ from bnprobe.rules.n14_padding_in_statistics import PaddingInStatistics
 def judged(shift=0.5, stretch=0.0, family="batch_norm", training=1.0, swap=None, extension=None, intent=None):
     facts = [
         Fact("padding_share", 0.4), Fact("training", training, "norm"),
-        Fact("padding_shift", shift, "norm", place="input"), Fact("padding_log_variance", stretch, "norm", place="input"),
+        Fact("padding_shift", shift, "norm", place="input"),
+        Fact("padding_log_variance", stretch, "norm", place="input"),
         Fact("padding_slope", 0.6, "norm", place="input", p_value=1e-3),
     ]  # fmt: skip
     if swap is not None:

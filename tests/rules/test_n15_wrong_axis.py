@@ -18,7 +18,8 @@ def of_batch_norm(behind=3.0, before=0.1, declared=0.0, other=0.0):
 @pytest.mark.parametrize(
     ("case", "severity"),
     [
-        ({}, Severity.WARNING), ({"declared": 0.5}, Severity.ERROR), ({"declared": 0.5, "other": 0.4}, Severity.WARNING),
+        ({}, Severity.WARNING), ({"declared": 0.5}, Severity.ERROR),
+        ({"declared": 0.5, "other": 0.4}, Severity.WARNING),
         ({"other": 0.5}, None),  # a picture's rows
         ({"behind": 0.9}, None), ({"before": 0.31}, None),
     ],

@@ -17,7 +17,8 @@ from bnprobe.rules.n16_degenerate_group import DegenerateGroup
 )  # fmt: skip
 def test_severity(elements, output, inputs, family, severity):
     facts = [
-        Fact("group_elements", elements, "norm"), Fact("output_spread", output, "norm"), Fact("input_spread", inputs, "norm"),
+        Fact("group_elements", elements, "norm"), Fact("output_spread", output, "norm"),
+        Fact("input_spread", inputs, "norm"),
     ]  # fmt: skip
     found = list(DegenerateGroup().judge(Evidence(facts, [Layer("norm", "Norm", family)])))
     assert [one.severity for one in found] == ([] if severity is None else [severity])

@@ -33,13 +33,14 @@ def judged(**case):
 @pytest.mark.parametrize(
     ("case", "severity"),
     [
-        ({}, Severity.WARNING), ({"explained": 0.9}, None), ({"p": 0.02}, None), ({"gap": 0.2}, None), ({"undone": 0.3}, None),
+        ({}, Severity.WARNING), ({"explained": 0.9}, None), ({"p": 0.02}, None), ({"gap": 0.2}, None),
+        ({"undone": 0.3}, None),
         ({"default": 1}, None), ({"excess": 0.1}, Severity.INFO), ({"excess": -0.3}, None),
         ({"excess_p": 0.2}, Severity.INFO), ({"excess": None}, Severity.INFO),
         ({"excess": None, "distance": 0.6}, Severity.WARNING), ({"excess": None, "distance": 0.2}, Severity.INFO),
         ({"explained": 0.1, "flipped": 0.02, "flipped_excess": 2.0}, Severity.WARNING),
         ({"explained": 0.1, "flipped": 0.02, "flipped_excess": 0.1}, None),
-        ({"explained": 0.1, "flipped": 0.5, "flipped_excess": 2.0}, None),
+        ({"explained": 0.1, "flipped": 0.5, "flipped_excess": 2.0}, None), ({"undone": 0.2}, Severity.WARNING),
     ],
 )  # fmt: skip
 def test_everything_has_to_fit_when_it_is_undone(case, severity):

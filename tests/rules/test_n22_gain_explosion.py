@@ -27,7 +27,8 @@ def judged(ratios=(1.0, 1.0, 500.0), gains=(1.0, 1.0, 100.0), low=400.0, excess=
         ({"low": 5.0}, None), ({"gains": (1.0, 1.0, 5.0)}, None),
         ({"ratios": (500.0, 500.0, 500.0), "gains": (1.0, 1.0, 1.0)}, None),  # all statistics are off: N02
         ({"excess": None}, Severity.INFO), ({"excess": None, "distance": 0.5}, Severity.ERROR),
-        ({"excess": None, "distance": 0.1}, Severity.INFO), ({"excess": float("inf"), "p": float("nan")}, Severity.ERROR),
+        ({"excess": None, "distance": 0.1}, Severity.INFO),
+        ({"excess": float("inf"), "p": float("nan")}, Severity.ERROR),
         ({"gains": (0.0, 0.0, 1.0)}, None),  # gains of zero are no measure of the others
     ],
 )  # fmt: skip

@@ -5,7 +5,10 @@ from bnprobe.rules import Severity
 from bnprobe.rules.n30_ema_horizon import EmaHorizon
 
 
-@pytest.mark.parametrize(("decay", "updates", "fires"), [(0.9998, 1000, True), (0.99, 229, True), (0.99, 230, False), (1.0, 50, True), (0.0, 1, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("decay", "updates", "fires"),
+    [(0.9998, 1000, True), (0.99, 229, True), (0.99, 230, False), (1.0, 50, True), (0.0, 1, False)],
+)
 def test_by_arithmetic(decay, updates, fires):
     facts = [Fact("ema_decay", decay), Fact("ema_updates", updates), Fact("horizon_reached", 1 - decay**updates)]
     found = list(EmaHorizon().judge(Evidence(facts)))

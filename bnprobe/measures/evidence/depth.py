@@ -33,16 +33,15 @@ def measure(patient: Patient) -> list[Fact]:
     sums: dict[str, list[Tensor]] = {}
 
     def see(name: str, call: int, _: Tensor, output: object) -> None:
-        _, y = next(tensors_in(output), ("", None))
+        y = next((one for _, one in tensors_in(output)), None)
         if call == 0 and y is not None and y.numel():
             sums.setdefault(name, []).append(y.detach().double().square().mean())
 
-    with inputs_at({name: site.module for name, site in sites.items()}, see), torch.no_grad():
-        for batch in patient.batches[:MOST_BATCHES]:
+    for batch in patient.batches[:MOST_BATCHES]:
+        with inputs_at({name: site.module for name, site in sites.items()}, see), torch.no_grad():
             patient.run(batch)
-    for name, squares in sums.items():
-        facts.append(Fact("activation_rms", float(torch.stack(squares).mean().sqrt()), name, place="output"))
-    return facts
+    strengths = {name: float(torch.stack(squares).mean().sqrt()) for name, squares in sums.items()}
+    return facts + [Fact("activation_rms", value, name, place="output") for name, value in strengths.items()]
 
 
 def _has_statistics(site: Site) -> bool:

@@ -36,10 +36,10 @@ def measure(patient: Patient) -> list[Fact]:
         raise NotMeasuredError("the model has no dropout module")
     without = _variances(patient, [])
     with_ = _variances(patient, active)
-    facts = []
+    facts: list[Fact] = []
     for site in patient.tracked:
         if site.name in without and site.name in with_ and len(without[site.name]) == len(with_[site.name]):
-            stored = site.module.running_var.detach().double().cpu().numpy()  # type: ignore[union-attr, operator]
+            stored = site.module.running_var.detach().double().cpu().numpy()  # type: ignore[operator]
             facts += _facts(site.name, with_[site.name], without[site.name], stored, patient.seed)
     return facts
 
@@ -67,7 +67,10 @@ def _facts(
     everything = np.arange(len(on))
     low, high = bootstrap(ratio, len(on), seed)
     with np.errstate(divide="ignore", invalid="ignore"):
-        changes = np.median(np.log(on[:, alive]) - np.log(off[:, alive]), axis=1)
+        logs = np.log(on[:, alive]) - np.log(off[:, alive])
+        changes = np.nanmedian(
+            np.where(np.isfinite(logs), logs, np.nan), axis=1
+        )  # some channel is silent in some batch
         channels = np.where(alive, on.mean(0) / np.where(alive, off.mean(0), 1), np.nan)
         nearer = np.abs(np.log(stored / on.mean(0))) - np.abs(np.log(stored / off.mean(0)))
     yield Fact(

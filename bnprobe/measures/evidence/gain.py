@@ -53,8 +53,8 @@ def measure(patient: Patient) -> list[Fact]:
                 seen.groups.setdefault(name, []).append(variances.cpu())
 
     sites = {name: site.module for name, site in (tracked | grouped).items()}
-    with inputs_at(sites, see), torch.no_grad():
-        for batch in patient.batches:
+    for batch in patient.batches:
+        with inputs_at(sites, see), torch.no_grad():
             patient.run(batch)
     facts = [fact for name, parts in seen.moments.items() for fact in _stored(patient, tracked[name], parts)]
     return facts + _by_sample(patient, grouped, seen.groups)
@@ -95,8 +95,9 @@ def _stored(patient: Patient, site: Site, parts: Sequence[Chunk]) -> list[Fact]:
         nothing = 1e-9 + 1e-12 * (means**2).mean(0) / variance
         dead = (whole <= nothing) & (scale > 1e-2) & (variance > 100 * eps)
     known = gains[np.isfinite(gains)]
+    middle = float(np.median(known)) if known.size else float("nan")
     return [
-        Fact("gain", float(np.median(known)) if known.size else float("nan"), site.name, count=gains.size, channels=gains),
+        Fact("gain", middle, site.name, count=gains.size, channels=gains),
         Fact(
             "variance_ratio", float(whole[top]), site.name, place="input", count=int(counts.sum()), low=low, high=high,
             channels=whole,
@@ -155,8 +156,9 @@ def _losses(patient: Patient, name: str, parts: Sequence[Tensor]) -> list[Fact]:
         picked = [rows[index] for index in chosen]
         losses[which] = [patient.loss(patient.part(patient.batches[number], [row])) for number, row in picked]
     p_value = float(mannwhitneyu(losses[True], losses[False], alternative="greater").pvalue)
+    high_loss, other = float(np.mean(losses[True])), float(np.mean(losses[False]))
     return [
         *facts,
-        Fact("amplified_loss", float(np.mean(losses[True])), name, place="loss", count=len(losses[True]), p_value=p_value),
-        Fact("ordinary_loss", float(np.mean(losses[False])), name, place="loss", count=len(losses[False])),
-    ]  # fmt: skip
+        Fact("amplified_loss", high_loss, name, place="loss", count=len(losses[True]), p_value=p_value),
+        Fact("ordinary_loss", other, name, place="loss", count=len(losses[False])),
+    ]

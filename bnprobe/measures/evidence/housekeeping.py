@@ -1,4 +1,4 @@
-"""Small things about norm layers that cost little: biases without effect, decay on gains, gains and variances near zero."""
+"""Small things about norm layers: biases without effect, decay on gains, gains and variances near zero."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +64,7 @@ def fed_by(patient: Patient) -> dict[str, Source]:
 
     def see(name: str, _: int, x: Tensor, output: object) -> None:
         if name in sources:
-            _, y = next(tensors_in(output), ("", None))
+            y = next((one for _, one in tensors_in(output)), None)
             if y is not None:
                 made[id(y)] = (Source(name, sources[name], x), y)  # kept, so that no other tensor takes its place
         elif id(x) in made:

@@ -77,8 +77,7 @@ def _layers(patient: Patient, padding: Padding) -> list[Fact]:
         rows = x.detach().double().movedim(axis, -1)
         inside = rows[kept.to(x.device)]
         every = rows.flatten(0, -2)
-        parts = [one for some in (every, inside) for one in (torch.full_like(some[0], len(some)), some.sum(0), some.square().sum(0))]  # fmt: skip
-        found = torch.stack(parts).cpu().numpy()
+        found = torch.cat([_sums(every), _sums(inside)]).cpu().numpy()
         sums[name] = sums[name] + found if name in sums and sums[name].shape == found.shape else found
         means.setdefault(name, {})[number] = every.mean(0).cpu().numpy()
 
@@ -86,8 +85,8 @@ def _layers(patient: Patient, padding: Padding) -> list[Fact]:
     patient.origin.rewind()
     set_modes(patient, "stored")
     install(patient, pooled)
-    with inputs_at({name: site.module for name, site in sites.items()}, see), torch.no_grad():
-        for number, batch in enumerate(patient.batches):  # noqa: B007 - read by `see`
+    for number, batch in enumerate(patient.batches):  # noqa: B007 - read by `see`
+        with inputs_at({name: site.module for name, site in sites.items()}, see), torch.no_grad():
             patient.run(batch)
     facts = []
     for name, found in sums.items():
@@ -95,6 +94,11 @@ def _layers(patient: Patient, padding: Padding) -> list[Fact]:
         if sites[name].family == "batch_norm":
             facts += _slope(name, means[name], padding, patient.seed)
     return facts
+
+
+def _sums(rows: Tensor) -> Tensor:
+    """Count, sum and sum of squares of ``[n, C]``, as ``[3, C]``."""
+    return torch.stack([torch.full_like(rows.sum(0), len(rows)), rows.sum(0), rows.square().sum(0)])
 
 
 def _goes_over_positions(site: Site) -> bool:
@@ -150,7 +154,7 @@ def _swap(patient: Patient, padding: Padding) -> list[Fact]:
     if not patient.batch_norms:
         return []
     shares = torch.cat([one / size for one, size in zip(padding.lengths, padding.sizes, strict=True)])
-    sizes = {size for size in padding.sizes}
+    sizes = set(padding.sizes)
     numbers = range(len(patient.batches)) if len(sizes) == 1 else [int(np.argmax(padding.sizes))]
     try:
         whole = patient.joined([patient.batches[number] for number in numbers])

@@ -89,16 +89,17 @@ def _at(tensors: list[Tensor], place: int, axis: int) -> Padding | None:
     leading = torch.cat([(runs(one, axis, trailing=False) > 1).cpu() for one in tensors])
     if float(leading.double().mean()) > 0.5 * float(padded.double().mean()):
         return None  # empty on both sides: a border
-    whole = torch.cat([one for one in lengths])
+    whole = torch.cat(lengths)
     if int(whole.min()) == int(whole.max()) and len(set(sizes)) == 1:
         return None  # a margin of the same width everywhere
-    last = torch.cat([_last(one, axis)[(part < size).to(one.device)] for one, part, size in zip(tensors, lengths, sizes, strict=True)])  # fmt: skip
+    each = zip(tensors, lengths, sizes, strict=True)
+    last = torch.cat([_last(one, axis)[(part < size).to(one.device)] for one, part, size in each])
     return padding if bool((last == last[:1]).all()) else None
 
 
 def _last(x: Tensor, axis: int) -> Tensor:
     """The last vector of each sample, ``[N]`` of its values' first and largest: enough to tell one from another."""
-    rows = x.detach().select(axis, x.shape[axis] - 1).flatten(1).double()
+    rows = x.detach().select(axis, x.shape[axis] - 1).reshape(len(x), -1).double()
     return torch.stack([rows[:, 0], rows.amax(1), rows.amin(1)], 1)
 
 
@@ -112,7 +113,8 @@ def _of_lengths(given: list[Any], batches: list[list[Tensor]]) -> Padding:
             continue
         fitting = [axis for axis in range(1, one.dim()) if one.shape[axis] >= most[0]]
         axes = sorted(fitting, key=lambda axis: one.shape[axis])
-        if axes and all(len(some) > place and len(some[place]) == len(part) for some, part in zip(batches, lengths, strict=True)):  # fmt: skip
+        each = zip(batches, lengths, strict=True)
+        if axes and all(len(some) > place and len(some[place]) == len(part) for some, part in each):
             sizes = tuple(some[place].shape[axes[0]] for some in batches)
             return Padding(place, axes[0], lengths, sizes)
     raise NotMeasuredError(f"no tensor of a batch has an axis of {most[0]} positions, as lengths= says")

@@ -3,6 +3,7 @@
 The first batch norm behind a convolution (or linear layer) that is given the batch itself: offsets of the input's
 channels move its means by the layer's answer to constants, gains its variances by each channel's share. Few unknowns
 have to explain the gaps of all output channels at once; chance is what they explain of gaps dealt to other channels.
+Approximate where the layer pads with zeros: there an offset makes variance as well, which is put down to the gain.
 What was found is then undone in the input, and all layers and the loss are looked at again.
 """
 
@@ -54,13 +55,15 @@ class _Answer:
 
 
 def measure(patient: Patient) -> list[Fact]:
-    """``preprocessing_gap``: root mean square of the first layer's gaps, of means (in standard deviations) and log variances.
+    """``preprocessing_gap``: root mean square of the first layer's gaps: standard deviations, log variances.
 
     ``preprocessing_share`` (R^2) with its p-value; ``preprocessing_gain``, ``preprocessing_offset`` a channel: what
     turns these inputs into those expected. ``gap_given``, ``gap_undone``, ``gap_flipped``: share of all channels of all
     layers that are far from their statistics, as given, with it undone, and with the three channels in reverse order.
     ``loss_undone``, ``loss_flipped`` and ``excess_stored_over_undone``, ``..._flipped``, where there is a loss.
     """
+    _ = patient.pooled  # before anything is read: it leaves its own statistics in the layers
+    patient.origin.rewind()
     site, source, place = _first(patient)
     answer = _answer(patient, source, place)
     stored = _stored(site)
@@ -85,7 +88,7 @@ def measure(patient: Patient) -> list[Fact]:
         Fact("gap_given", _far(patient, place, lambda x: x)),
         Fact("gap_undone", _far(patient, place, undo)),
     ]
-    ways = {"undone": undo}
+    ways: dict[str, Callable[[Tensor], Tensor]] = {"undone": undo}
     if len(mean) == 3 and isinstance(source.module, nn.Conv2d):
         ways["flipped"] = lambda x: x.flip(1)
         facts.append(Fact("gap_flipped", _far(patient, place, ways["flipped"])))
@@ -99,7 +102,7 @@ def explain(answer: _Answer, stored: tuple[Array, Array], pooled: tuple[Array, A
     offset = np.linalg.lstsq(answer.to_constants / spread[:, None], gaps, rcond=None)[0]
     left = gaps - answer.to_constants @ offset / spread
     ratios = np.log(stored[1] / pooled[1])
-    logs = np.zeros(answer.covariances.shape[1])
+    logs: Array = np.zeros(answer.covariances.shape[1])
     level = np.einsum("oij->o", answer.covariances).clip(1e-300)
     for _ in range(STEPS):
         scaled = answer.covariances * np.exp(logs[:, None] + logs[None])
@@ -111,7 +114,7 @@ def explain(answer: _Answer, stored: tuple[Array, Array], pooled: tuple[Array, A
     rest = ratios - np.log(now / level)
     total = np.square(gaps).sum() + np.square(ratios).sum()
     share = 1 - (np.square(left).sum() + np.square(rest).sum()) / total if total > 0 else 0.0
-    return Affine(np.exp(logs), offset, float(share))
+    return Affine(np.exp(logs), np.asarray(offset, dtype=np.float64), float(share))
 
 
 def _explained(
@@ -137,7 +140,7 @@ def _explained(
 
 
 def _first(patient: Patient) -> tuple[Site, Source, int]:
-    """The first tracked batch norm whose layer before it is given the batch, and which of the batch's tensors that is."""
+    """The first tracked batch norm whose layer before is given the batch, and which of the batch's tensors that is."""
     batch = [one for _, one in tensors_in(few(patient))]
     feeding = fed_by(patient)
     for site in patient.tracked:
@@ -206,7 +209,7 @@ def _mean(patient: Patient, place: int, axis: int) -> Array:
 
 
 def _far(patient: Patient, place: int, change: Callable[[Tensor], Tensor]) -> float:
-    """Share of channels, of all layers together, whose statistics are far from their inputs' with stored ones in use."""
+    """Share of channels, of all layers together, whose stored statistics are far from their inputs'."""
     sites = {site.name: site for site in patient.tracked}
     patient.origin.rewind()
     set_modes(patient, "stored")

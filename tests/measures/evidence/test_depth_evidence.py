@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -33,7 +35,7 @@ def test_strength_halves_from_layer_to_layer():
     with untouched(model) as origin:
         found = measure(Patient(model, [torch.randn(16, 8) for _ in range(3)], origin))
     strengths = [fact.value for fact in found if fact.statistic == "activation_rms"]
-    assert [b / a for a, b in zip(strengths, strengths[1:], strict=False)] == pytest.approx([0.5] * 3, rel=1e-4)
+    assert [b / a for a, b in pairwise(strengths)] == pytest.approx([0.5] * 3, rel=1e-4)
     assert all(fact.value == 1 for fact in found if fact.statistic in ("identity", "frozen"))
 
 

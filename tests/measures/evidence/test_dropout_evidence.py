@@ -47,7 +47,8 @@ def test_diagnosis():
     centres = 3 * torch.randn(4, 16)
     y = torch.randint(4, (512,))
     x = centres[y] + torch.randn(512, 16)
-    model = nn.Sequential(nn.Dropout(0.6), nn.BatchNorm1d(16), nn.Linear(16, 64), nn.ReLU(), nn.Dropout(0.6), nn.BatchNorm1d(64), nn.Linear(64, 4))  # fmt: skip
+    first = nn.Dropout(0.6), nn.BatchNorm1d(16), nn.Linear(16, 64), nn.ReLU()
+    model = nn.Sequential(*first, nn.Dropout(0.6), nn.BatchNorm1d(64), nn.Linear(64, 4))
     for part in x.split(32) * 6:
         model(part)
     batches = list(zip(x.split(32), y.split(32), strict=True))

@@ -61,7 +61,7 @@ def test_diagnosis_of_a_channel_that_was_constant_in_training():
     model = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 3))
     x, y = torch.randn(512, 8), torch.randint(3, (512,))
     x[:, 0] = 1.0
-    for part in x.split(32):
+    for part in x.split(32) * 8:
         model(part)
     model.eval()
     model[0].num_batches_tracked.fill_(1000)

@@ -18,7 +18,8 @@ def facts_of(model, batches):
     ("norm", "family", "shape", "expected"),
     [
         (nn.GroupNorm(4, 8), "group_norm", (2, 8), 2), (nn.GroupNorm(4, 8), "group_norm", (2, 8, 3, 3), 18),
-        (nn.InstanceNorm2d(8), "instance_norm", (2, 8, 4, 4), 16), (nn.InstanceNorm2d(8), "instance_norm", (8, 4, 4), 16),
+        (nn.InstanceNorm2d(8), "instance_norm", (2, 8, 4, 4), 16),
+        (nn.InstanceNorm2d(8), "instance_norm", (8, 4, 4), 16),
         (nn.InstanceNorm2d(8), "instance_norm", (2, 8, 1, 1), 1), (nn.LayerNorm([3, 4]), "layer_norm", (2, 3, 4), 12),
         (nn.RMSNorm(4), "rms_norm", (2, 3, 4), 4),
     ],
@@ -30,7 +31,7 @@ def test_elements(norm, family, shape, expected):
 def test_one_value_a_group_erases_the_input():
     found = facts_of(nn.GroupNorm(4, 4), [torch.randn(16, 4) for _ in range(3)])
     assert found["group_elements"] == 1
-    assert found["output_spread"] == 0
+    assert found["output_spread"] < 1e-4  # rounding over the square root of epsilon
     assert found["input_spread"] == pytest.approx(1, abs=0.2)
 
 
