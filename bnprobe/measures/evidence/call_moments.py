@@ -120,7 +120,7 @@ def _pooled(found: dict[str, list[Pass]]) -> Pooled:
         mean[name] = (sizes * means).sum(0) / sizes.sum()
         variance[name] = (sizes * (variances + (means - mean[name]).square())).sum(0) / sizes.sum()
         count[name] = int(sizes.sum())
-    return Pooled(mean, variance, count, 1, float("inf"))
+    return Pooled(mean, variance, count, {}, 1, float("inf"))
 
 
 def _near(before: Pooled, now: Pooled, name: str) -> bool:

@@ -227,7 +227,7 @@ def _labels(patient: Patient) -> Iterable[Fact]:
     known: list[Tensor] = [one.cpu() for one in found if one is not None and one.numel() > 1]
     if len(known) < 2 or len(known) < len(found) - 1:  # the last batch may have a single one
         return
-    _, classes = torch.cat(known).unique(return_inverse=True)
+    _, classes = torch.unique(torch.cat(known), return_inverse=True)
     kinds, total = int(classes.max()) + 1, classes.numel()
     if not 1 < kinds <= total // 2:
         return  # numbers of samples, no classes

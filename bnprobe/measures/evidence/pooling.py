@@ -92,7 +92,7 @@ def _draft(patient: "Patient") -> Sequence[Any]:
         count = patient.samples(whole)
         order = torch.randperm(count, generator=torch.Generator().manual_seed(patient.seed))
         size = max(LEAST_MIXED, count // len(batches))
-        return [patient.part(whole, rows) for rows in order.split(size) if len(rows) > size // 2][:DRAFT_BATCHES]
+        return [patient.part(whole, rows) for rows in torch.split(order, size) if 2 * len(rows) > size][:DRAFT_BATCHES]
     except NotMeasuredError:  # samples of different shapes
         return spread
 
