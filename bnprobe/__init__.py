@@ -44,7 +44,7 @@ _HOME = {
     "Spectrum": "bnprobe.measures.jacobian",
     "Run": "bnprobe.store",
 }
-_PARTS = {"distances", "errors", "measures", "plots", "records", "schedule", "statistics", "store"}
+_PARTS = {"distances", "errors", "measures", "plots", "records", "remedies", "schedule", "statistics", "store"}
 
 __all__ = [
     "GradientShifts",

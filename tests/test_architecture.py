@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "hooks": VOCABULARY,
     "measures": VOCABULARY | {"hooks"},
     "statistics": VOCABULARY | {"hooks", "measures"},
+    "remedies": VOCABULARY | {"hooks", "measures"},
     "store": VOCABULARY,
     "collected": VOCABULARY | {"statistics", "store"},
     "collect": VOCABULARY | {"hooks", "statistics", "store", "collected"},
