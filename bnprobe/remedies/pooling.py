@@ -1,6 +1,7 @@
 """Moments of all values that a layer is given, however they come in batches, calls and processes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from bnprobe.errors import NotMeasuredError
 
-__all__ = ["Pool", "in_a_job", "pool_over_ranks"]
+__all__ = ["Pool", "in_a_job", "pool_over_ranks", "smallest_over_ranks"]
 
 
 class Pool:
@@ -64,46 +65,46 @@ def in_a_job() -> bool:
     return bool(dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
 
 
-def pool_over_ranks(pools: Sequence[Pool], error: Exception | None, flag: bool) -> bool:
+def pool_over_ranks(pools: Sequence[Pool], error: Exception | None) -> None:
     """Make each pool that of the values of all processes; every process calls this with the same layers.
 
     Args:
         pools: of this process's values, changed in place.
         error: what this process failed by: it is raised here, so that no other one waits for it.
-        flag: anything that all have to know.
-
-    Returns:
-        Whether any process has the flag.
 
     Raises:
         NotMeasuredError: another process has failed.
     """
-    failed, flags = _sum(torch.tensor([error is not None, flag], dtype=torch.float64)).int().tolist()
+    failed = int(_reduced(torch.tensor([error is not None], dtype=torch.float64)))
     if error is not None:
         raise error
     if failed:
         raise NotMeasuredError(f"{failed} of {dist.get_world_size()} processes failed; their own messages say why")
     first = [torch.cat([torch.stack([p.count, p.calls, p.skipped]), p.count * p.mean]) for p in pools]
-    sums = _split(_sum(torch.cat([one.cpu() for one in first])), first)
+    sums = _split(_reduced(torch.cat([one.cpu() for one in first])), first)
     second = []
     for pool, one in zip(pools, sums, strict=True):
         mean = one[3:].to(pool.mean) / one[0].clamp(min=1).item()
         second.append(pool.squares + pool.count * (pool.mean - mean).square())
         pool.mean = mean
-    squares = _split(_sum(torch.cat([one.cpu() for one in second])), second)
+    squares = _split(_reduced(torch.cat([one.cpu() for one in second])), second)
     for pool, one, square in zip(pools, sums, squares, strict=True):
         pool.count, pool.calls, pool.skipped = one[:3].to(pool.count).unbind()
         pool.squares = square.to(pool.squares)
-    return bool(flags)
+
+
+def smallest_over_ranks(numbers: Sequence[float]) -> list[float]:
+    """Each number's smallest over all processes."""
+    return _reduced(torch.tensor(numbers, dtype=torch.float64), dist.ReduceOp.MIN).tolist()
 
 
 def _split(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return list(torch.split(flat, [one.numel() for one in like]))
 
 
-def _sum(values: Tensor) -> Tensor:
-    """Over all processes, on the host."""
+def _reduced(values: Tensor, how: Any = None) -> Tensor:
+    """Over all processes, on the host; summed unless said otherwise."""
     backend = str(dist.get_backend())
     there = values.to("cuda") if "nccl" in backend and "gloo" not in backend else values.clone()
-    dist.all_reduce(there)
+    dist.all_reduce(there, dist.ReduceOp.SUM if how is None else how)
     return there.cpu()

@@ -20,8 +20,8 @@ class RecalibratedLayer:
         name: as in ``named_modules()``.
         d_mu: ``[C]``, by how many standard deviations the stored mean was off; inf where it was not finite.
         d_lv: ``[C]``, :math:`|\log (v + \epsilon) / (v' + \epsilon)|` of the stored and the new variance.
-        change: the largest d_mu or d_lv of a channel that the last pass still brought; NaN where the only pass did not
-            run with statistics of a pass before.
+        change: the largest d_mu or d_lv of a channel that a pass with all layers' new statistics still brought; NaN
+            where ``passes`` left no time for one.
         count: of values per channel of which the statistics are.
         calls: of the layer in a pass.
         skipped: those whose input was not finite; ``num_batches_tracked`` counts the others.
@@ -44,8 +44,7 @@ class Recalibration:
         layers: whose statistics were replaced.
         left: by name, why others were left alone.
         passes: over the batches.
-        settled: whether the last pass changed nothing beyond the tolerance; False after a single one, which nothing
-            confirms.
+        settled: whether a pass confirmed that nothing changes beyond the tolerance.
         tolerance: in units of d_mu and d_lv.
         batches: that this process ran, in each pass.
     """

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from bnprobe.measures.untouched import untouched
 from bnprobe.remedies.batch_norms import batch_norms
 from bnprobe.remedies.calling import Batches, Forward, call, evaluating
 from bnprobe.remedies.freezing import is_frozen
-from bnprobe.remedies.pooling import Pool, in_a_job, pool_over_ranks
+from bnprobe.remedies.pooling import Pool, in_a_job, pool_over_ranks, smallest_over_ranks
 from bnprobe.remedies.recalibrated import RecalibratedLayer, Recalibration
 
 __all__ = ["recalibrate"]
@@ -51,10 +52,11 @@ def recalibrate(
     sorted by class make it too small.
 
     Each layer's statistics are those of its input where all layers before it normalize by theirs already, as they will
-    in eval mode; fvcore's PreciseBN and ``update_bn`` let the layers before normalize by the batch. The first pass
-    lets each layer normalize by the values that it has met so far, each further pass by the statistics that the pass
-    before found. Pass k settles the k-th layer at the latest: a chain of L layers is exact after L passes, usually to
-    the tolerance earlier. Where a layer feeds itself there may be 20 passes more.
+    in eval mode; fvcore's PreciseBN and ``update_bn`` let the layers before normalize by the batch. That takes a pass a
+    layer (up to that layer only, half of it on average) and one that confirms. With fewer ``passes`` so many layers
+    are exact, and those behind are measured while the layers before normalize by the values that they have met so far.
+    **One batch that holds all samples is exact in one pass**: where memory allows, ``[torch.cat(...)]`` is the quickest
+    loader (``passes=1``).
 
     Only ``running_mean``, ``running_var`` and ``num_batches_tracked`` (the calls that count) of the chosen layers
     change, in place; momentum is as before. Dropout is off meanwhile, whatever the mode. Where anything raises, nothing
@@ -76,7 +78,8 @@ def recalibrate(
         forward: ``(model, batch) -> anything``, how the model (without wrappers) is called instead.
         layers: which; default all with running statistics. Else as in :func:`bnprobe.attach`; batch norm layers among
             the chosen count.
-        passes: over the batches. Default: until one changes nothing beyond the tolerance.
+        passes: over the batches. Default: until all layers are exact and one pass changes nothing beyond the tolerance;
+            20 more where a layer is called several times, and so may feed itself.
         tolerance: as a share of a standard deviation (mean) and of the variance. Default 1e-4, ours: far below what
             sampling leaves.
         frozen: whether layers are included that do not learn statistics in training either: in eval mode inside of a
@@ -93,9 +96,8 @@ def recalibrate(
         NotMeasuredError: another process of the job failed.
 
     Warns:
-        UserWarning: inputs that are not finite; a variance that the buffers' dtype cannot hold; not settled although
-            there were more passes than layers (a layer that feeds itself and does not converge, or a forward that is
-            another one each time).
+        UserWarning: inputs that are not finite; a variance that the buffers' dtype cannot hold; not settled after
+            all passes (a layer that feeds itself and does not converge, or a forward that is another one each time).
     """
     for name, count in (("batches", batches), ("passes", passes)):
         if count is not None and count < 1:
@@ -108,10 +110,10 @@ def recalibrate(
     with untouched(root) as origin, evaluating(root):
         work = _Work(root, chosen, Batches(loader, batches, passes != 1), forward, in_a_job() and not alone)
         settled = not chosen
-        while not settled and work.passes < (passes or len(chosen) + 2 + work.repeats * _REPEATS):
+        while not settled and work.passes < (passes or len(chosen) + 1 + work.repeats * _REPEATS):
             origin.streams.restore()
-            work.run()
-            settled = work.passes > 1 and work.largest_change() <= tolerance
+            work.run(whole=passes is not None)
+            settled = bool(work.changes) and max(work.changes.values()) <= tolerance
         after = {name: _statistics(layer) for name, layer in chosen.items()}
     done, why = _judge(chosen, work, before, after)
     for one in done:
@@ -122,11 +124,17 @@ def recalibrate(
 
 
 class _Work:
-    """Passes over the batches.
+    """Passes over the batches, each of which makes one more layer exact.
+
+    In a pass, layers that are exact hold still, and the others normalize by the values of this pass so far. So the
+    first of them in the order of calls, whose input depends on none of the others, gets its exact statistics. To let
+    the others normalize by what the pass before found would be quicker in a shallow net, and grow out of all bounds in
+    a deep one: each layer amplifies the misfit of the one before. When all are exact, a pass in which all hold still
+    confirms it.
 
     Attributes:
-        pools: of the last pass, by layer.
-        changes: by layer, the largest d_mu or d_lv of the last pass.
+        pools: of the last pass that measured the layer.
+        changes: by layer, the largest d_mu or d_lv that a confirming pass still brought; empty before.
         passes: so far.
         batches: in the last pass.
         repeats: whether a layer is called several times in a forward.
@@ -137,48 +145,87 @@ class _Work:
     ) -> None:
         self._root, self._layers, self._data, self._forward, self._ranks = root, layers, data, forward, ranks
         self._original = {name: _statistics(layer) for name, layer in layers.items()}
+        self._order: list[str] = []  # of the first calls
+        self._exact = 0  # so many of them
         self.pools: dict[str, Pool] = {}
         self.changes: dict[str, float] = {}
         self.passes = self.batches = 0
         self.repeats = False
 
-    def run(self) -> None:
-        """One pass, after which the layers hold what it found."""
-        self.pools = {name: Pool(layer.num_features, _mean_of(layer).device) for name, layer in self._layers.items()}
-        before = {name: _statistics(layer) for name, layer in self._layers.items()}
+    def run(self, whole: bool) -> None:
+        """One pass, after which the layers hold what it found.
+
+        Args:
+            whole: whether layers that do not get exact yet are wanted as well.
+        """
+        confirming = self.passes > 0 and self._exact == len(self._order)
+        last = None if whole or confirming or self._ranks or self.repeats or not self.passes else self._next()
+        measured = [last] if last else [name for name in self._layers if confirming or not self._is_exact(name)]
+        before = {name: _statistics(self._layers[name]) for name in measured}
+        pools = {name: Pool(self._layers[name].num_features, before[name][0].device) for name in measured}
+        self._run(pools, not confirming, last)
+        for name, pool in pools.items():
+            _put(self._layers[name], pool, self._original[name])
+            if confirming:
+                now = _statistics(self._layers[name])
+                self.changes[name] = _largest(*_distances(before[name], now, self._layers[name].eps))
+        self.pools.update(pools)
+        self.passes += 1
+        # Where there is but one batch, each layer has met all values when it normalizes them.
+        self._exact = len(self._order) if self._alone_in_one_batch() else min(self._exact + 1, len(self._order))
+
+    def _run(self, pools: dict[str, Pool], along: bool, last: str | None) -> None:
         error = None
         try:
-            self._forwards()
+            self._forwards(pools, along, last)
         except Exception as failure:
             if not self._ranks:
                 raise
             error = failure
         if self._ranks:
-            self.repeats = pool_over_ranks(list(self.pools.values()), error, self.repeats)
-        for name, layer in self._layers.items():
-            _put(layer, self.pools[name], self._original[name])
-            self.changes[name] = _largest(*_distances(before[name], _statistics(layer), layer.eps))
-        self.passes += 1
+            pool_over_ranks(list(pools.values()), error)
+        if not self.passes and self._ranks:
+            place = {name: index for index, name in enumerate(self._order)}
+            never = len(self._layers)
+            places = smallest_over_ranks([*(place.get(name, never) for name in self._layers), not self.repeats])
+            self.repeats = not places.pop()
+            ordered = sorted(zip(places, self._layers, strict=True))
+            self._order = [name for index, name in ordered if index < never]
 
-    def largest_change(self) -> float:
-        """Of all layers."""
-        return max(self.changes.values())
-
-    def _forwards(self) -> None:
-        self.batches = 0
+    def _forwards(self, pools: dict[str, Pool], along: bool, last: str | None) -> None:
+        self.batches, first = 0, not self.passes
+        listened = {name: self._layers[name] for name in pools}
 
         def see(name: str, index: int, x: Tensor) -> None:
-            self.repeats |= index > 0
-            self.pools[name].add(x)
-            if not self.passes:
-                _put(self._layers[name], self.pools[name], self._original[name])
+            if first:
+                self.repeats |= index > 0
+                if name not in self._order:
+                    self._order.append(name)
+            pools[name].add(x)
+            if name == last:
+                raise _Reached
+            if along:
+                _put(self._layers[name], pools[name], self._original[name])
 
         for batch in self._data:
-            with torch.no_grad(), inputs_at(self._layers, see):
+            with suppress(_Reached), torch.no_grad(), inputs_at(listened, see):
                 call(self._root, batch, self._forward)
             self.batches += 1
         if not self.batches and not self._ranks:
             raise ArgumentError("the loader has no batch")
+
+    def _next(self) -> str:
+        return self._order[self._exact]
+
+    def _is_exact(self, name: str) -> bool:
+        return name in self._order[: self._exact]
+
+    def _alone_in_one_batch(self) -> bool:
+        return self.batches == 1 and not self._ranks and not self.repeats
+
+
+class _Reached(BaseException):
+    """The rest of this forward is not needed."""
 
 
 def _choose(root: nn.Module, layers: LayerChoice, frozen: bool) -> tuple[dict[str, _BatchNorm], dict[str, str]]:
@@ -208,7 +255,7 @@ def _judge(
             left[name] = why
             continue
         d_mu, d_lv = (one.numpy() for one in _distances(before[name], after[name], layer.eps))
-        change = work.changes[name] if work.passes > 1 else math.nan
+        change = work.changes.get(name, math.nan)
         done.append(RecalibratedLayer(name, d_mu, d_lv, change, values, calls, skipped))
     return tuple(done), left
 

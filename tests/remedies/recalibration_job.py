@@ -58,13 +58,15 @@ def found(rank):
 
 def run(batches, wrap=lambda net: net, **options):
     net = model()
-    result = recalibrate(wrap(net), batches, tolerance=0, **options)
+    wrapped = wrap(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = recalibrate(wrapped, batches, tolerance=0, **options)
     return statistics(net), (result.passes, [one.count for one in result.layers], result.batches)
 
 
 def main(folder):
     torch.set_num_threads(1)
-    warnings.simplefilter("error", UserWarning)
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     rank = dist.get_rank()
     torch.save({name: rest for name, *rest in found(rank)}, Path(folder) / f"{rank}.pt")
