@@ -112,7 +112,7 @@ def recalibrate(
         settled = not chosen
         while not settled and work.passes < (passes or len(chosen) + 1 + work.repeats * _REPEATS):
             origin.streams.restore()
-            work.run(whole=passes is not None)
+            work.run(whole=passes is not None or in_a_job())  # sharded modules want their forwards to end
             settled = bool(work.changes) and max(work.changes.values()) <= tolerance
         after = {name: _statistics(layer) for name, layer in chosen.items()}
     done, why = _judge(chosen, work, before, after)
