@@ -50,7 +50,8 @@ _HOME = {
     "Run": "bnprobe.store",
 }
 _PARTS = {
-    "distances", "errors", "evidence", "measures", "plots", "records", "rules", "schedule", "statistics", "store",
+    "distances", "errors", "evidence", "measures", "plots", "records", "remedies", "rules", "schedule", "statistics",
+    "store",
 }  # fmt: skip
 
 __all__ = [

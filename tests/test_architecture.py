@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "recorded_evidence": VOCABULARY | {"contrasts"} | {"evidence", "rules", "store", "diagnosis"},
     "diagnose": VOCABULARY | {"evidence", "diagnosis", "hooks", "measures", "measuring"},
     "statistics": VOCABULARY | {"hooks", "measures"},
+    "remedies": VOCABULARY | {"hooks", "measures"},
     "store": VOCABULARY,
     "collected": VOCABULARY | {"statistics", "store"},
     "collect": VOCABULARY | {"hooks", "statistics", "store", "collected"},

@@ -32,6 +32,7 @@ __all__ = [
     "of_call",
     "outputs_of",
     "plain_forward",
+    "unheard_in_python",
     "whole",
 ]
 
@@ -285,10 +286,18 @@ def plain_forward(root: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if "torch._dynamo" in sys.modules:  # else nothing is compiled
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(unheard_in_python())
         if torch.backends.cudnn.enabled and any(isinstance(one, nn.RNNBase) for one in root.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # its recurrent layers have no second ones
+        yield
+
+
+@contextmanager
+def unheard_in_python() -> Iterator[None]:
+    """What is compiled runs in Python, where hooks are called, and attached probes hear nothing of it."""
+    with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_unheard())
         yield
 

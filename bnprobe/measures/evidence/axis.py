@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bnprobe.errors import NotMeasuredError
 from bnprobe.evidence import Fact
-from bnprobe.hooks.outputs import inputs_at
+from bnprobe.hooks.outputs import calls_at
 from bnprobe.hooks.sites import Site
 from bnprobe.hooks.tensors import tensors_in
 from bnprobe.measures.evidence.patient import Patient, set_modes
@@ -111,7 +111,7 @@ def _look(patient: Patient, sites: dict[str, Site]) -> dict[str, _Seen]:
             kept.behind.append(y[:rows].detach().double().cpu())
 
     for batch in patient.batches[:MOST_BATCHES]:
-        with inputs_at({name: site.module for name, site in sites.items()}, see), torch.no_grad():
+        with calls_at({name: site.module for name, site in sites.items()}, see), torch.no_grad():
             patient.run(batch)
     return seen
 

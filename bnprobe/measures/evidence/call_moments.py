@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bnprobe.hooks.outputs import inputs_at
+from bnprobe.hooks.outputs import calls_at
 from bnprobe.measures.evidence.patient import Patient, set_modes
 from bnprobe.measures.evidence.pooling import MOST_PASSES, SETTLED, Pooled, install
 
@@ -52,7 +52,7 @@ def passes_of(patient: Patient, run: Callable[[Any], Any], training: bool = Fals
     for batch in patient.batches:
         now.clear()
         try:
-            with inputs_at(layers, see), torch.no_grad():
+            with calls_at(layers, see), torch.no_grad():
                 run(batch)
         except ValueError:
             if not any(module.training for module in patient.root.modules()):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bnprobe.errors import NotMeasuredError
 from bnprobe.evidence import Fact
-from bnprobe.hooks.outputs import inputs_at
+from bnprobe.hooks.outputs import calls_at
 from bnprobe.hooks.sites import Site
 from bnprobe.hooks.tensors import tensors_in
 from bnprobe.measures.evidence.patient import Patient, set_modes
@@ -38,7 +38,7 @@ def measure(patient: Patient) -> list[Fact]:
             sums.setdefault(name, []).append(y.detach().double().square().mean())
 
     for batch in patient.batches[:MOST_BATCHES]:
-        with inputs_at({name: site.module for name, site in sites.items()}, see), torch.no_grad():
+        with calls_at({name: site.module for name, site in sites.items()}, see), torch.no_grad():
             patient.run(batch)
     strengths = {name: float(torch.stack(squares).mean().sqrt()) for name, squares in sums.items()}
     return facts + [Fact("activation_rms", value, name, place="output") for name, value in strengths.items()]

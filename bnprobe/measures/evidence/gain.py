@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bnprobe.errors import NotMeasuredError
 from bnprobe.evidence import Fact
-from bnprobe.hooks.outputs import inputs_at
+from bnprobe.hooks.outputs import calls_at
 from bnprobe.hooks.sites import Site
 from bnprobe.measures.evidence.moments import Chunk, channel_moments
 from bnprobe.measures.evidence.patient import Patient, set_modes
@@ -54,7 +54,7 @@ def measure(patient: Patient) -> list[Fact]:
 
     sites = {name: site.module for name, site in (tracked | grouped).items()}
     for batch in patient.batches:
-        with inputs_at(sites, see), torch.no_grad():
+        with calls_at(sites, see), torch.no_grad():
             patient.run(batch)
     facts = [fact for name, parts in seen.moments.items() for fact in _stored(patient, tracked[name], parts)]
     return facts + _by_sample(patient, grouped, seen.groups)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bnprobe.errors import NotMeasuredError
 from bnprobe.evidence import Fact
-from bnprobe.hooks.outputs import inputs_at
+from bnprobe.hooks.outputs import calls_at
 from bnprobe.hooks.sites import Site
 from bnprobe.hooks.tensors import tensors_in
 from bnprobe.measures.evidence.patient import Patient, set_modes
@@ -46,7 +46,7 @@ def measure(patient: Patient) -> list[Fact]:
     def see(name: str, _: int, x: Tensor, output: object) -> None:
         _note(sums, sites[name], x, output)
 
-    with inputs_at({name: site.module for name, site in sites.items()}, see), torch.no_grad():
+    with calls_at({name: site.module for name, site in sites.items()}, see), torch.no_grad():
         for batch in patient.batches[:MOST_BATCHES]:
             patient.run(batch)
     if not sums:

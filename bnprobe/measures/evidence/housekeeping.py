@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bnprobe.evidence import Fact
-from bnprobe.hooks.outputs import inputs_at
+from bnprobe.hooks.outputs import calls_at
 from bnprobe.hooks.sites import Site, named_layers
 from bnprobe.hooks.tensors import tensors_in
 from bnprobe.measures.evidence.patient import Patient, set_modes
@@ -72,7 +72,7 @@ def fed_by(patient: Patient) -> dict[str, Source]:
 
     patient.origin.rewind()
     set_modes(patient, "stored")
-    with inputs_at({**sources, **norms}, see), torch.no_grad():
+    with calls_at({**sources, **norms}, see), torch.no_grad():
         patient.run(few(patient))
     return found
 

@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from bnprobe.errors import NotMeasuredError
 from bnprobe.evidence import Fact
-from bnprobe.hooks.outputs import inputs_at
+from bnprobe.hooks.outputs import calls_at
 from bnprobe.measures.evidence.patient import Patient, set_modes
 
 __all__ = ["epoch_sizes", "measure"]
@@ -99,7 +99,7 @@ def _values(patient: Patient) -> dict[str, list[tuple[int, int]]]:
             found.setdefault(name, []).append((number, x.numel() // x.shape[axis]))
 
     set_modes(patient, "stored")  # a batch of one value is shown to no layer in training mode
-    with inputs_at({name: site.module for name, site in sites.items()}, see), torch.no_grad():
+    with calls_at({name: site.module for name, site in sites.items()}, see), torch.no_grad():
         for number, batch in enumerate(patient.batches):  # noqa: B007 - `see` reads it
             patient.run(batch)
     return found

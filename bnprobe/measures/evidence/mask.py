@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bnprobe.errors import NotMeasuredError
 from bnprobe.evidence import Fact
-from bnprobe.hooks.outputs import inputs_at
+from bnprobe.hooks.outputs import calls_at
 from bnprobe.hooks.sites import Site
 from bnprobe.hooks.tensors import tensors_in, with_tensors
 from bnprobe.measures.evidence.padding import Padding, find
@@ -86,7 +86,7 @@ def _layers(patient: Patient, padding: Padding) -> list[Fact]:
     set_modes(patient, "stored")
     install(patient, pooled)
     for number, batch in enumerate(patient.batches):  # noqa: B007 - read by `see`
-        with inputs_at({name: site.module for name, site in sites.items()}, see), torch.no_grad():
+        with calls_at({name: site.module for name, site in sites.items()}, see), torch.no_grad():
             patient.run(batch)
     facts = []
     for name, found in sums.items():

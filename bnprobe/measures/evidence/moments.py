@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from bnprobe.hooks.outputs import inputs_at
+from bnprobe.hooks.outputs import calls_at
 from bnprobe.hooks.sites import Site
 
 __all__ = ["Chunk", "LayerMoments", "Moments", "channel_moments", "merged", "observe"]
@@ -75,7 +75,7 @@ def observe(
             rows[name] = _sample_means(by_name[name], x)
         seen[name] = merged(seen.get(name), chunk)
 
-    with inputs_at({site.name: site.module for site in sites}, see), torch.no_grad():
+    with calls_at({site.name: site.module for site in sites}, see), torch.no_grad():
         for number, batch in batches:
             seen.clear()
             rows.clear()

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from bnprobe.errors import NotMeasuredError
 from bnprobe.evidence import Fact
-from bnprobe.hooks.outputs import inputs_at
+from bnprobe.hooks.outputs import calls_at
 from bnprobe.measures.evidence.moments import channel_moments
 from bnprobe.measures.evidence.patient import Patient, set_modes
 
@@ -60,7 +60,7 @@ def _stagnant(patient: Patient, half: dict, batch: object) -> dict[str, float]: 
             means[name] = (mean, variance.sqrt())
 
     try:
-        with inputs_at({name: site.module for name, site in half.items()}, see), torch.no_grad():
+        with calls_at({name: site.module for name, site in half.items()}, see), torch.no_grad():
             patient.run(batch)
     except ValueError:  # one value a channel
         return {}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bnprobe.errors import NotMeasuredError
 from bnprobe.evidence import Fact
-from bnprobe.hooks.outputs import inputs_at
+from bnprobe.hooks.outputs import calls_at
 from bnprobe.hooks.segments import plain_forward
 from bnprobe.hooks.sites import Site, named_layers
 from bnprobe.hooks.tensors import tensors_in, with_tensors
@@ -50,7 +50,7 @@ def measure(patient: Patient) -> list[Fact]:
     watch = _Watch(patient)
     try:
         layers = {site.name: site.module for site in patient.tracked}
-        with inputs_at(layers, watch.see), torch.enable_grad(), plain_forward(patient.root):
+        with calls_at(layers, watch.see), torch.enable_grad(), plain_forward(patient.root):
             _step(patient, watch) if given is not None else _pass(patient)
         facts = [*_of_model(patient, watch)]
         for site in patient.tracked:
