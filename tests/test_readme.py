@@ -54,6 +54,14 @@ def test_scale_invariance_and_the_others_run():
     exec(block("test: scale"), {"bnprobe": bnprobe, **names})
 
 
+def test_the_diagnosis_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(block("test: diagnosis"), {"bnprobe": bnprobe, "model": mlp(), "loader": batches((16, 6), 16)})
+    assert "N0" in capsys.readouterr().out
+    assert (tmp_path / "diagnosis.html").exists()
+    assert (tmp_path / "diagnosis.sarif").exists()
+
+
 def test_pictures_and_files_that_it_names_are_there():
     for path in re.findall(r"!\[.*?\]\((.*?)\)", README) + re.findall(r"`([\w/]+\.(?:md|txt|ipynb|py))`", README):
         assert (ROOT / path).exists(), path
