@@ -69,7 +69,7 @@ def test_gain_and_offset_of_pictures(trained):
     np.testing.assert_allclose(found["preprocessing_gain"].channels, 1 / GAIN.flatten().numpy(), rtol=0.3)
     assert found["preprocessing_share"].value > 0.95
     assert found["preprocessing_share"].p_value < 0.01
-    assert found["gap_undone"].value < 0.1 < found["gap_given"].value
+    assert found["gap_undone"].value < 0.25 * found["gap_given"].value
     assert found["excess_stored_over_undone"].low > 0.2
 
 
