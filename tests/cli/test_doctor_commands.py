@@ -127,7 +127,9 @@ def test_kept_evidence_is_judged_again_without_torch(own_models, command):
         "except SystemExit as end: assert end.code == 1, end.code\n"
         "assert 'torch' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=own_models, env=ours())
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=own_models, env=ours()
+    )
     assert done.returncode == 0, done.stderr
 
     def entry(text):
