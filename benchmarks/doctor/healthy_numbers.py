@@ -241,12 +241,8 @@ class _Ten(nn.Module):
 @healthy(case="F08", half="judge", tempts=("N27", "N01"))
 def compiled_with_a_shift_of_its_own(seed: int) -> dict[str, Any]:
     """The compiled function adds ten, and so does what it was compiled from."""
-    model, loader = trained_cnn(seed).eval(), pictures(seed, "val")
-    shifted = nn.Sequential(copy.deepcopy(model), _Ten())
-    return {
-        "model": model, "loader": loader, "forward": lambda model, batch: model(batch[0]) + 10,
-        "exported": torch.jit.trace(shifted, loader[0][0]),
-    }  # fmt: skip
+    model, loader = nn.Sequential(trained_cnn(seed), _Ten()).eval(), pictures(seed, "val")
+    return {"model": model, "loader": loader, "exported": torch.jit.trace(model, loader[0][0])}
 
 
 class _Centred(nn.Module):
