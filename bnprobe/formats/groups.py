@@ -75,6 +75,8 @@ def place(finding: "Finding") -> str:
 def chance(finding: "Finding") -> str:
     """Its p-value in words."""
     if finding.p_value is None:
+        if finding.effect is not None and finding.effect.low is not None:
+            return "not tested: the effect's interval says how sure it is"
         return "none: this is exact"
     return f"p = {finding.p_value:.2g}, Benjamini-Hochberg over all layers and rules"
 
