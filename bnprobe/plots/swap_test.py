@@ -40,7 +40,7 @@ def swap_test(evidence: Evidence, ax: Axes | None = None) -> Axes:
     if "swap_change" not in found:
         raise RunError("the evidence has no swap test ('swap_change')")
     with style.canvas(ax, height=1.3 + 0.42 * len(found)) as drawn:
-        style.title(drawn, "Swap test: do outputs depend on batch mates?")
+        style.title(drawn, "Do outputs depend on batch mates?")
         for row, fact in enumerate(found.values()):
             _bar(drawn, row, fact)
         drawn.set_xscale("log")
