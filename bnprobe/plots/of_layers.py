@@ -43,7 +43,8 @@ def draw_facts(ax: Axes, facts: dict[str, Fact], names: Sequence[str], color: st
     barred = np.isfinite(ends).all(axis=1)
     ax.hlines(at[barred], ends[barred, 0], ends[barred, 1], color=color, linewidth=1.5, alpha=0.6)
     ax.plot(values[there], at[there], "o", color=color, markersize=3.6)
-    edge = ax.get_yaxis_transform()  # x in shares of the width
-    ax.plot(np.ones((~there).sum()), at[~there], ">", color=color, markersize=5, transform=edge, clip_on=False)
+    if not there.all():
+        edge = ax.get_yaxis_transform()  # x in shares of the width
+        ax.plot(np.ones((~there).sum()), at[~there], ">", color=color, markersize=5, transform=edge, clip_on=False)
     ax.grid(visible=False, axis="y")
     style.layer_axis(ax, names)
