@@ -33,24 +33,29 @@ class Pool:
         self.count, self.skipped, self.calls = self._zeros(()), self._zeros(()), self._zeros(())
         self.mean, self.squares = self._zeros((channels,)), self._zeros((channels,))
 
-    def add(self, x: Tensor) -> None:
-        """Add an input ``[N, C, ...]``; one without values is none. Does not wait for the device."""
+    def add(self, x: Tensor) -> "Pool":
+        """Add an input ``[N, C, ...]`` and return a pool of it alone. Does not wait for the device."""
+        own = Pool(self.mean.numel(), self._device)
         if x.dim() < 2 or x.numel() == 0:
-            return
+            return own
         x = x.detach()
         axes = [axis for axis in range(x.dim()) if axis != 1]
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         variance, mean = (one.to(self._device, torch.float64) for one in torch.var_mean(wide, axes, correction=0))
         finite = (variance.isfinite() & mean.isfinite()).all()
-        n = torch.where(finite, float(x.numel() // x.shape[1]), 0.0).to(self.count)
-        delta = torch.where(finite, mean - self.mean, 0.0)
-        total = self.count + n
-        share = n / total.clamp(min=1)
+        own.count = torch.where(finite, float(x.numel() // x.shape[1]), 0.0).to(self.count)
+        own.mean = torch.where(finite, mean, 0.0)
+        own.squares = torch.where(finite, variance, 0.0) * own.count
+        own.calls, own.skipped = own.calls + 1, own.skipped + (~finite)
+        self._merge(own)
+        return own
+
+    def _merge(self, other: "Pool") -> None:
+        total = self.count + other.count
+        delta, share = other.mean - self.mean, other.count / total.clamp(min=1)
+        self.squares = self.squares + other.squares + delta.square() * self.count * share
         self.mean = self.mean + delta * share
-        self.squares = self.squares + torch.where(finite, variance, 0.0) * n + delta.square() * self.count * share
-        self.count = total
-        self.calls = self.calls + 1
-        self.skipped = self.skipped + (~finite)
+        self.count, self.calls, self.skipped = total, self.calls + other.calls, self.skipped + other.skipped
 
     def variance(self) -> Tensor:
         """``[C]``, unbiased; NaN of fewer than two values."""

@@ -53,8 +53,8 @@ def recalibrate(
 
     Each layer's statistics are those of its input where all layers before it normalize by theirs already, as they will
     in eval mode; fvcore's PreciseBN and ``update_bn`` let the layers before normalize by the batch. That takes a pass a
-    layer (up to that layer only, half of it on average) and one that confirms. With fewer ``passes`` so many layers
-    are exact, and those behind are measured while the layers before normalize by the values that they have met so far.
+    layer (up to that layer only, half of it on average) and one that confirms. With fewer ``passes`` so many layers are
+    exact, and those behind are measured as PreciseBN does, which is right where batches are large and random.
     **One batch that holds all samples is exact in one pass**: where memory allows, ``[torch.cat(...)]`` is the quickest
     loader (``passes=1``).
 
@@ -126,11 +126,11 @@ def recalibrate(
 class _Work:
     """Passes over the batches, each of which makes one more layer exact.
 
-    In a pass, layers that are exact hold still, and the others normalize by the values of this pass so far. So the
-    first of them in the order of calls, whose input depends on none of the others, gets its exact statistics. To let
-    the others normalize by what the pass before found would be quicker in a shallow net, and grow out of all bounds in
-    a deep one: each layer amplifies the misfit of the one before. When all are exact, a pass in which all hold still
-    confirms it.
+    In a pass, layers that are exact hold still, and the others normalize by the batch, as in training. So the first of
+    them in the order of calls, whose input depends on none of the others, gets its exact statistics. To let the others
+    normalize by what the pass before found would be quicker in a shallow net, and grow out of all bounds in a deep
+    one: each layer amplifies the misfit of the one before. When all are exact, a pass in which all hold still confirms
+    it.
 
     Attributes:
         pools: of the last pass that measured the layer.
@@ -171,7 +171,7 @@ class _Work:
                 self.changes[name] = _largest(*_distances(before[name], now, self._layers[name].eps))
         self.pools.update(pools)
         self.passes += 1
-        # Where there is but one batch, each layer has met all values when it normalizes them.
+        # Where there is but one batch, normalizing by the batch is normalizing by all values.
         self._exact = len(self._order) if self._alone_in_one_batch() else min(self._exact + 1, len(self._order))
 
     def _run(self, pools: dict[str, Pool], along: bool, last: str | None) -> None:
@@ -201,11 +201,12 @@ class _Work:
                 self.repeats |= index > 0
                 if name not in self._order:
                     self._order.append(name)
-            pools[name].add(x)
+            own = pools[name].add(x)
             if name == last:
                 raise _Reached
-            if along:
+            if along:  # one value a channel has no variance of its own
                 _put(self._layers[name], pools[name], self._original[name])
+                _put(self._layers[name], own, _statistics(self._layers[name]))
 
         for batch in self._data:
             with suppress(_Reached), torch.no_grad(), inputs_at(listened, see):
