@@ -126,8 +126,8 @@ class Evidence:
         return tuple(layer for layer in self.layers if layer.family.endswith("_norm"))
 
     def layer(self, name: str) -> Layer:
-        """One line of the inventory."""
-        return next(layer for layer in self.layers if layer.name == name)
+        """One line of the inventory; of a layer that it does not have, nothing but the name."""
+        return next((layer for layer in self.layers if layer.name == name), Layer(name, "", ""))
 
     def all(self, statistic: str, layer: str | None = None) -> list[Fact]:
         """Facts of one statistic, of one layer or (None) of all, in the order in which they were found."""

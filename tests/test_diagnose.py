@@ -111,7 +111,7 @@ def test_nothing_is_changed(mode):
     assert all(report.proof.values())
 
 
-@pytest.mark.parametrize("after", [0, 1, 7, 40])
+@pytest.mark.parametrize("after", [0, 1, 3])
 def test_nothing_is_changed_where_the_model_raises_and_what_was_found_is_kept(after):
     model, optimizer = trained()
     model, batches = Raising(model, after), pairs()
@@ -198,7 +198,7 @@ def test_arguments_of_no_use():
         bnprobe.diagnose(model, 3)
     with pytest.raises(ArgumentError, match=r"model must be a torch.nn.Module; got function"):
         bnprobe.diagnose(network, pairs())
-    with pytest.raises(ArgumentError, match="intent must be one of serve, train, .* got 'test'"):
+    with pytest.raises(ArgumentError, match=r"intent must be one of serve, train, .* got 'test'"):
         bnprobe.diagnose(model, pairs(), intent="test")
     with pytest.raises(ArgumentError, match="there is no rule 'N99'; there are N"):
         bnprobe.diagnose(model, pairs(), select=["N99"])

@@ -70,7 +70,7 @@ class ExtraUpdatesPerStep(Rule):
         again = recomputed or evidence.value("weights_during_step", default=1.0) > 1
         again = again or evidence.value("repeated_calls", worst.layer, 0.0) > 0
         worse = excess(evidence, "stored", "pooled")
-        momentum = evidence.value("momentum", worst.layer, 0.1)
+        momentum = min(max(evidence.value("momentum", worst.layer, 0.1), 0.0), 1.0)  # others are N10's
         effective = 1 - (1 - momentum) ** k
         hurts = _tremble(effective, values) >= self.tremble if again else values < self.few
         severity = Severity.WARNING if hurts and effective > self.momentum else Severity.INFO

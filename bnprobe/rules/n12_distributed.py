@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from bnprobe.evidence import Evidence, Fact
 from bnprobe.rules.base import Opinion, Quantity, Rule, Severity
+from bnprobe.rules.impact import LIKELY, excess, share
 from bnprobe.rules.training import impact_of_batches, layers_in_training, trains
 
 __all__ = ["Distributed"]
@@ -138,6 +139,9 @@ class Distributed(Rule):
         if losses:
             worse = (max(losses) - min(losses)) / max(min(losses), 0.05)
             impact = Quantity("more loss with one rank's statistics than with another's", 100 * worse, "%")
+            pooled = excess(evidence, "stored", "pooled")
+            if pooled is not None and pooled.value > worse and pooled.p_value < LIKELY:  # all may be equally bad
+                worse, impact = pooled.value, share(pooled, "more loss than with statistics of all ranks' data")
             said = f"; the loss is {min(losses):.3g} with one rank's and {max(losses):.3g} with another's"
             if worse >= self.some:
                 return (Severity.ERROR if worse >= self.much else Severity.WARNING), impact, said

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bnprobe.evidence import Evidence
+from bnprobe.evidence import Evidence, Fact
 from bnprobe.rules.base import Opinion, Quantity, Rule, Severity
 
 __all__ = ["UnregisteredNorm"]
@@ -46,10 +46,10 @@ class UnregisteredNorm(Rule):
         """At the registered module in whose forward it runs."""
         swap = evidence.value("swap_change", default=0.0)
         judged = set()
-        for fact in evidence.all("unregistered_norms"):
+        for fact in _counts(evidence, "unregistered_norms"):
             judged.add(fact.layer)
             yield self._stranger(evidence, fact.layer, int(fact.value), swap)
-        for fact in evidence.all("functional_by_batch"):
+        for fact in _counts(evidence, "functional_by_batch"):
             if fact.layer not in judged and swap >= self.some:
                 yield self._functional(evidence, fact.layer, int(fact.value), swap)
 
@@ -93,3 +93,7 @@ class UnregisteredNorm(Rule):
             remedy="F.batch_norm(x, self.running_mean, self.running_var, training=self.training)",
             causes=("training=True is written into the call, or it has no running statistics",),
         )
+
+
+def _counts(evidence: Evidence, statistic: str) -> list[Fact]:
+    return [fact for fact in evidence.all(statistic) if 1 <= fact.value < float("inf")]

@@ -60,14 +60,15 @@ class GainExplosion(Rule):
 
     def judge(self, evidence: Evidence) -> Iterable[Opinion]:
         """One opinion a layer."""
-        for fact in evidence.all("variance_ratio"):
+        stored = evidence.all("variance_ratio")
+        for fact in stored:
             exploding = self._exploding(evidence, fact)
             if exploding.any():
                 yield self._explosion(evidence, fact, exploding)
             elif evidence.value("dead_share", fact.layer) >= self.dead:
                 yield self._dead(evidence, fact.layer)
         for fact in evidence.all("sample_gain_spread"):
-            if fact.value >= self.spread:
+            if fact.value >= self.spread and fact.layer not in {one.layer for one in stored}:
                 yield self._samples(evidence, fact)
 
     def _exploding(self, evidence: Evidence, fact: Fact) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
