@@ -22,7 +22,9 @@ class BatchIsATask(Rule):
         "samples of the task are part of the input. An agent that acts on one state at a time has no such batch."
     )
     shows = "batches that are grouped, in a model that is meant to use their statistics when it predicts"
-    remedy = "# report both: transductive (the task as one batch) and inductive (statistics of the support set, or pooled)"
+    remedy = (
+        "# report both: transductive (the task as one batch) and inductive (statistics of the support set, or pooled)"
+    )
     references = ("Bronskill et al. 2020, TaskNorm, section 3, arXiv:2003.03284",)
     needs = ("composition",)
     sick = "bnprobe.diagnose(model.train(), tasks, intent='transductive')"
@@ -36,7 +38,7 @@ class BatchIsATask(Rule):
             if not ratio.value > evidence.value("composition_ratio_limit", ratio.layer):
                 return
             change = evidence.fact("swap_change")
-            moved = "" if change is None else f", and outputs move by {change.value:.2g} standard deviations with their mates"  # fmt: skip
+            moved = "" if change is None else f", and mates move outputs by {change.value:.2g} standard deviations"
             yield Opinion(
                 Severity.INFO,
                 f"batch means at {ratio.layer} vary {ratio.value:.1f} times as much as those of random batches: each "

@@ -1,10 +1,17 @@
 """Whom rules about training batches concern: layers that normalize by them."""
 
 from bnprobe.evidence import Evidence, Fact
-from bnprobe.rules.impact import distance, excess, share
 from bnprobe.rules.base import Quantity
+from bnprobe.rules.impact import distance, excess, share
 
-__all__ = ["hidden_by_batches", "impact_of_batches", "layers_in_training", "meant_to_use_batches", "more_loss", "trains"]
+__all__ = [
+    "hidden_by_batches",
+    "impact_of_batches",
+    "layers_in_training",
+    "meant_to_use_batches",
+    "more_loss",
+    "trains",
+]
 
 SURE = 0.01  # p-value of a difference of losses
 

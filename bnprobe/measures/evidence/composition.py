@@ -157,7 +157,8 @@ def _composition(patient: Patient, name: str) -> Iterable[Fact]:
         return
     chosen = _some(np.flatnonzero(alive))
     center = everything[:, chosen].mean(0)
-    units = _units([(one[:, chosen] - center) / spread[chosen] for one in rows], [one for one in owners if one is not None])  # fmt: skip
+    scaled = [(one[:, chosen] - center) / spread[chosen] for one in rows]
+    units = _units(scaled, [one for one in owners if one is not None])
     found = grouping(units, patient.seed)
     if found is None:
         return
@@ -227,7 +228,7 @@ def _labels(patient: Patient) -> Iterable[Fact]:
     known: list[Tensor] = [one.cpu() for one in found if one is not None and one.numel() > 1]
     if len(known) < 2 or len(known) < len(found) - 1:  # the last batch may have a single one
         return
-    _, classes = torch.cat(known).unique(return_inverse=True)
+    _, classes = torch.cat(known).unique(return_inverse=True)  # type: ignore[no-untyped-call]
     kinds, total = int(classes.max()) + 1, classes.numel()
     if not 1 < kinds <= total // 2:
         return  # numbers of samples, no classes
