@@ -84,11 +84,12 @@ class BatchesNotRandom(Rule):
             Quantity("effective values a channel", evidence.value("n_eff_values", layer)),
             *self._purity(evidence),
         )
-        few = f"; with {ratio.count} batches only ratios above {limit:.1f} can be told from chance" if ratio.count < self.batches else ""  # fmt: skip
+        few = f"; with {ratio.count} batches only ratios above {limit:.1f} can be told from chance"
+        few = few if ratio.count < self.batches else ""
         return Opinion(
             severity,
-            f"a batch of {size:.0f} samples is worth {worth:.1f} at {layer}: batch means vary {ratio.value:.1f} times as "
-            f"much as those of random batches{few}",
+            f"a batch of {size:.0f} samples is worth {worth:.1f} at {layer}: batch means vary {ratio.value:.1f} times "
+            f"as much as those of random batches{few}",
             layer,
             effect=Quantity("effective samples a batch", worth, f"of {size:.0f}"),
             p_value=ratio.p_value,

@@ -36,7 +36,8 @@ class SeveralDistributions(Rule):
     )
     shows = (
         "calls of one layer in one pass (or batches in turn) whose means and variances differ by more than permuting "
-        "them makes, with a KL divergence from their mixture above 0.1 nats a channel, and a loss that is higher with the mixture"
+        "them makes, with a KL divergence from their mixture above 0.1 nats a channel, and a loss that is higher with "
+        "the mixture"
     )
     remedy = (
         "self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in levels)  # statistics for each level or domain\n"
@@ -69,8 +70,9 @@ class SeveralDistributions(Rule):
 
     def judge(self, evidence: Evidence) -> Iterable[Opinion]:
         """The layer whose calls are farthest apart; else batches that take turns."""
-        by_call = [one for one in map(lambda fact: self._calls(evidence, fact), self._called(evidence)) if one]
-        by_turn = [one for one in (self._turns(evidence, fact) for fact in layers_in_training(evidence, "batch_periodicity")) if one]  # fmt: skip
+        by_call = [one for one in (self._calls(evidence, fact) for fact in self._called(evidence)) if one]
+        series = layers_in_training(evidence, "batch_periodicity")
+        by_turn = [one for one in (self._turns(evidence, fact) for fact in series) if one]
         for found in (by_call, by_turn):
             if found:
                 yield max(found, key=lambda one: (one.severity, one.effect.value if one.effect else 0.0))
@@ -98,8 +100,8 @@ class SeveralDistributions(Rule):
         return Opinion(
             self._severity(evidence, max(far), self.roles if roles else self.apart),
             f"{layer} is called {calls.value:.0f} times in a pass on inputs that differ: call {worst + 1} is "
-            f"{max(far):.2g} nats a channel away from all calls together, {mean.value:.0%} of the variance lies between "
-            f"calls, and their log variances span {spread.value:.2g}",
+            f"{max(far):.2g} nats a channel away from all calls together, {mean.value:.0%} of the variance lies "
+            f"between calls, and their log variances span {spread.value:.2g}",
             layer,
             effect=Quantity("divergence of the farthest call from the mixture", max(far), "nats a channel"),
             p_value=min(1.0, 2 * min(mean.p_value, spread.p_value)),  # the better of two tests
@@ -121,8 +123,8 @@ class SeveralDistributions(Rule):
         period = evidence.value("batch_period", fact.layer)
         return Opinion(
             self._severity(evidence, far, self.apart),
-            f"batches take turns with period {period:.0f}: at {fact.layer} those that far apart are alike, and one kind "
-            f"is {far:.2g} nats a channel away from all together",
+            f"batches take turns with period {period:.0f}: at {fact.layer} those that far apart are alike, and one "
+            f"kind is {far:.2g} nats a channel away from all together",
             fact.layer,
             effect=Quantity("divergence of the farthest kind of batch from the mixture", far, "nats a channel"),
             p_value=fact.p_value,
@@ -132,7 +134,7 @@ class SeveralDistributions(Rule):
                 Quantity("likeness of batches a period apart, less that of neighbours", fact.value),
                 Quantity("batches looked at", fact.count),
             ),
-            remedy="loader = mix(source, target)  # every batch holds samples of every domain; or norms for each domain",
+            remedy="loader = mix(source, target)  # samples of every domain in each batch; or norms for each",
             causes=("batches come from several data sets in turn", "several tasks share one network"),
         )
 

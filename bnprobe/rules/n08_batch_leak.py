@@ -63,8 +63,8 @@ class BatchLeak(Rule):
         calls = [fact.layer for fact in layers_in_training(evidence, "calls_per_pass") if fact.value >= 2]
         yield Opinion(
             Severity.INFO if meant_to_use_batches(evidence) else Severity.ERROR,
-            f"the loss is {worse.value:.0%} higher with pooled statistics than with each batch's own, although every call "
-            f"has {poorest.value:.0f} effective values a channel or more: the network uses the statistics as a signal",
+            f"the loss is {worse.value:.0%} higher with pooled statistics than with each batch's own, although every "
+            f"call has {poorest.value:.0f} effective values a channel or more: the network reads its statistics",
             effect=share(worse, "more loss with pooled statistics than with the batch's own"),
             p_value=worse.p_value,
             impact=share(worse, "more loss with pooled statistics than with the batch's own"),

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from bnprobe.evidence import Evidence, Fact
 from bnprobe.rules.base import Opinion, Quantity, Rule, Severity
-from bnprobe.rules.impact import LIKELY, excess, share
 from bnprobe.rules.training import impact_of_batches, layers_in_training, trains
 
 __all__ = ["Distributed"]
@@ -19,7 +18,9 @@ class Distributed(Rule):
         values: effective values of a rank's batch below which its own statistics are too noisy.
         shared: effective values below which it matters that synchronized layers synchronize nothing.
         channels: share of channels that must be far apart between ranks.
-        much, some: relative difference of losses between the ranks' statistics from which it is an error, a warning.
+        much, some: relative excess of loss with a rank's statistics over that with all ranks', from which it is an
+            error, a warning.
+        sure: p-value below which that difference is no accident of the batches.
         outputs: without labels, distance of outputs, in their standard deviations.
         weights: relative difference of parameters from which ranks are different models, of which nothing is said.
         costs, moves: as of N04.
@@ -38,8 +39,8 @@ class Distributed(Rule):
         "them; synchronized layers without a group, or few effective values a rank"
     )
     remedy = (
-        "model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # before DistributedDataParallel, one process a device\n"
-        "for b in model.buffers(): torch.distributed.all_reduce(b.div_(world_size)) if b.is_floating_point() else None"
+        "model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # before DDP, one process a device\n"
+        "bnprobe.remedies.recalibrate(model, loader)  # statistics of all ranks together, before evaluating and saving"
     )
     references = (
         "https://docs.pytorch.org/docs/stable/generated/torch.nn.SyncBatchNorm.html",
@@ -58,6 +59,7 @@ class Distributed(Rule):
     much: float = 0.2
     some: float = 0.05
     outputs: float = 0.3
+    sure: float = 0.01
     weights: float = 1e-3
     costs: float = 0.05
     moves: float = 0.3
@@ -71,7 +73,8 @@ class Distributed(Rule):
 
     def _unsynchronized(self, evidence: Evidence) -> Opinion | None:
         """SyncBatchNorm that synchronizes nothing."""
-        layers = [fact.layer for fact in evidence.all("synchronized") if fact.value == 1 and trains(evidence, fact.layer)]  # fmt: skip
+        synchronized = [fact.layer for fact in evidence.all("synchronized") if fact.value == 1]
+        layers = [layer for layer in synchronized if trains(evidence, layer)]
         parallel = evidence.value("data_parallel") == 1
         if not layers or (evidence.value("process_group") == 1 and not parallel):
             return None
@@ -82,7 +85,8 @@ class Distributed(Rule):
         numbers = () if least is None else (_worth(least),)
         return Opinion(
             Severity.WARNING if few else Severity.INFO,
-            f"{len(layers)} SyncBatchNorm layers are in training mode, and {why}: each device normalizes by its own batch"
+            f"{len(layers)} SyncBatchNorm layers are in training mode, and {why}: each device normalizes by its own "
+            "batch"
             + (f", worth {least.value:.1f} independent values a channel at {least.layer}" if least is not None else ""),
             effect=_worth(least) if least is not None else None,
             impact=impact_of_batches(evidence, self.costs, self.moves),
@@ -94,7 +98,8 @@ class Distributed(Rule):
         devices = max(1, (evidence.fact("data_parallel") or Fact("")).count)
         if evidence.value("distributed") != 1 and devices < 2:
             return None
-        found = [fact for fact in layers_in_training(evidence, "n_eff_values") if evidence.value("synchronized", fact.layer) != 1]  # fmt: skip
+        found = layers_in_training(evidence, "n_eff_values")
+        found = [fact for fact in found if evidence.value("synchronized", fact.layer) != 1]
         least = min(found, key=lambda fact: fact.value, default=None)
         if least is None or not least.value / devices < self.values:
             return None
@@ -118,9 +123,9 @@ class Distributed(Rule):
         severity, impact, said = self._harm(evidence)
         return Opinion(
             severity,
-            f"ranks hold different running statistics in {len(far)} of {len(evidence.all('rank_gap_share'))} layers: at "
-            f"{worst.layer} means are {gap:.2g} standard deviations apart, in {worst.value:.0%} of the channels too far"
-            f"{said}",
+            f"ranks hold different running statistics in {len(far)} of {len(evidence.all('rank_gap_share'))} layers: "
+            f"at {worst.layer} means are {gap:.2g} standard deviations apart, in {worst.value:.0%} of the channels too "
+            f"far{said}",
             worst.layer,
             effect=Quantity("channels too far apart", 100 * worst.value, "%"),
             impact=impact,
@@ -135,20 +140,20 @@ class Distributed(Rule):
         )
 
     def _harm(self, evidence: Evidence) -> tuple[Severity, Quantity | None, str]:
-        losses = [fact.value for fact in evidence.all("rank_loss")]
-        if losses:
-            worse = (max(losses) - min(losses)) / max(min(losses), 0.05)
-            impact = Quantity("more loss with one rank's statistics than with another's", 100 * worse, "%")
-            pooled = excess(evidence, "stored", "pooled")
-            if pooled is not None and pooled.value > worse and pooled.p_value < LIKELY:  # all may be equally bad
-                worse, impact = pooled.value, share(pooled, "more loss than with statistics of all ranks' data")
-            said = f"; the loss is {min(losses):.3g} with one rank's and {max(losses):.3g} with another's"
-            if worse >= self.some:
-                return (Severity.ERROR if worse >= self.much else Severity.WARNING), impact, said
+        """Against the statistics of all ranks together: those of every single rank may be equally bad."""
+        worse = evidence.fact("rank_excess")
+        if worse is not None:
+            loss = max(fact.value for fact in evidence.all("rank_loss"))
+            impact = Quantity(
+                "more loss with a rank's own statistics than with those of all ranks", 100 * worse.value, "%"
+            )
+            said = f"; the loss is {loss:.3g} with one rank's, {evidence.value('merged_rank_loss'):.3g} with all ranks'"
+            if worse.value >= self.some and worse.p_value < self.sure:
+                return (Severity.ERROR if worse.value >= self.much else Severity.WARNING), impact, said
             return Severity.INFO, impact, said
         apart = max((fact.value for fact in evidence.all("rank_distance")), default=0.0)
         impact = Quantity("outputs move by", apart, "standard deviations")
-        said = f"; outputs are {apart:.2g} standard deviations apart"
+        said = f"; outputs are {apart:.2g} standard deviations away from those with all ranks' statistics"
         return (Severity.WARNING if apart > self.outputs else Severity.INFO), impact, said
 
 

@@ -38,7 +38,7 @@ class BatchIsATask(Rule):
             if not ratio.value > evidence.value("composition_ratio_limit", ratio.layer):
                 return
             change = evidence.fact("swap_change")
-            moved = "" if change is None else f", and outputs move by {change.value:.2g} standard deviations with their mates"  # fmt: skip
+            moved = "" if change is None else f", and mates move outputs by {change.value:.2g} standard deviations"
             yield Opinion(
                 Severity.INFO,
                 f"batch means at {ratio.layer} vary {ratio.value:.1f} times as much as those of random batches: each "

@@ -1,8 +1,8 @@
 """Whom rules about training batches concern: layers that normalize by them."""
 
 from bnprobe.evidence import Evidence, Fact
-from bnprobe.rules.impact import distance, excess, share
 from bnprobe.rules.base import Quantity
+from bnprobe.rules.impact import distance, excess, share
 
 __all__ = [
     "hidden_by_batches",

@@ -1,9 +1,8 @@
 """Whether one layer sees several distributions: in several calls of one pass, or in batches that take turns.
 
-A pass is the user's loss, where there is one, for it may call the model more often than a forward does; else a forward;
-and a step of the training, where one is given. Calls are compared in evaluation mode with statistics pooled over all of
-them, so that a call's own batch statistics do not hide at deeper layers what differs; a step runs as its author wrote
-it, and is compared by the first layer that differs.
+A pass is the user's loss, where there is one, for it may call the model more often than a forward does; else a forward.
+Calls are compared in evaluation mode with statistics pooled over all of them, so that a call's own batch statistics do
+not hide at deeper layers what differs.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -38,8 +37,8 @@ def measure(patient: Patient) -> list[Fact]:
     ``call_contrast_spread``, the range of log variances over calls, less what chance makes, with p-values of permuting
     calls within each batch; of each call ``call_divergence``, KL(call || all calls together) in nats a channel, and
     ``call_n_eff_values``. ``batch_period``, ``batch_periodicity`` with a p-value of permuting the order of batches,
-    ``phase_divergence``. Of the model ``model_calls`` in a pass, and ``calls_excess_pooled_over_batch``, where the loss calls layers more often than a
-    forward does.
+    ``phase_divergence``. Of the model ``model_calls`` in a pass, and ``calls_excess_pooled_over_batch``, where the loss
+    calls layers more often than a forward does.
     """
     if not patient.batch_norms:
         raise NotMeasuredError("the model has no batch normalization")
@@ -118,7 +117,8 @@ def periodicity(means: Array, seed: int) -> tuple[int, float, float] | None:
 
     def likeness(order: NDArray[np.int64]) -> Array:
         turned = gram[np.ix_(order, order)]
-        return np.array([np.diagonal(turned, lag).mean() for lag in range(1, longest + 1)]) / own
+        found: Array = np.array([np.diagonal(turned, lag).mean() for lag in range(1, longest + 1)]) / own
+        return found
 
     def advantage(order: NDArray[np.int64]) -> float:
         found = likeness(order)

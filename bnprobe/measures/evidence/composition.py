@@ -157,7 +157,8 @@ def _composition(patient: Patient, name: str) -> Iterable[Fact]:
         return
     chosen = _some(np.flatnonzero(alive))
     center = everything[:, chosen].mean(0)
-    units = _units([(one[:, chosen] - center) / spread[chosen] for one in rows], [one for one in owners if one is not None])  # fmt: skip
+    scaled = [(one[:, chosen] - center) / spread[chosen] for one in rows]
+    units = _units(scaled, [one for one in owners if one is not None])
     found = grouping(units, patient.seed)
     if found is None:
         return

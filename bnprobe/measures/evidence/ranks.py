@@ -7,6 +7,7 @@ for a few seconds, and makes nobody hang.
 
 import io
 import itertools
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 from bnprobe.errors import NotMeasuredError
 from bnprobe.evidence import Fact
 from bnprobe.measures.evidence.patient import Patient, set_modes
+from bnprobe.measures.evidence.resampling import excess_test
 
 __all__ = ["MOST_RANKS", "WAIT_SECONDS", "measure"]
 
 MOST_RANKS = 8  # whose statistics are tried on the batches; ours: each costs a pass
+LEAST_LOSS = 0.05  # nats; below it a relative excess says nothing
 WAIT_SECONDS = 20.0  # for ranks that are a little behind
 _ROUNDS = itertools.count()  # every diagnosis of a job has keys of its own; all ranks count alike
 Statistics = dict[str, tuple[Tensor, Tensor]]
@@ -33,8 +36,9 @@ def measure(patient: Patient) -> list[Fact]:
     ``process_group``, ``world_size``, ``data_parallel`` (with the number of devices as ``count``), ``distributed``,
     ``broadcast_buffers``; of a layer ``rank_gap_mean``, the largest |mean_r - mean_0| over ranks in standard deviations
     (median over channels; ``channels`` has all), ``rank_gap_variance``, the largest |log(variance_r / variance_0)|, and
-    ``rank_gap_share`` of channels that are beyond 0.25 or 0.4; of the model ``rank_loss`` of each rank (``call``), or
-    ``rank_distance`` of its outputs from this model's in their standard deviations, and ``rank_weights_differ``.
+    ``rank_gap_share`` of channels that are beyond 0.25 or 0.4; of the model ``rank_loss`` of each rank (``call``),
+    ``merged_rank_loss`` with statistics of all ranks together, ``rank_excess`` of the worst rank over these, with a
+    p-value over batches (or ``rank_distance`` of outputs in their standard deviations), and ``rank_weights_differ``.
     """
     facts = list(_job(patient))
     others = _given(patient) if patient.given.ranks is not None else _exchanged(patient)
@@ -107,7 +111,7 @@ def _exchanged(patient: Patient) -> list[Statistics]:
     store = PrefixStore(f"bnprobe/diagnosis/{next(_ROUNDS)}", _get_default_store())
     buffer = io.BytesIO()
     torch.save(_own(patient), buffer)
-    store.set(str(dist.get_rank()), buffer.getvalue())
+    store.set(str(dist.get_rank()), buffer.getvalue())  # type: ignore[arg-type]  # its stubs lack bytes
     keys = [str(rank) for rank in range(dist.get_world_size())]
     if not _arrived(store, keys):
         raise NotMeasuredError(f"the other ranks did not call diagnose within {WAIT_SECONDS:.0f} s")
@@ -115,8 +119,6 @@ def _exchanged(patient: Patient) -> list[Statistics]:
 
 
 def _arrived(store: Any, keys: list[str]) -> bool:
-    import time
-
     end = time.monotonic() + WAIT_SECONDS
     while not store.check(keys):
         if time.monotonic() > end:
@@ -144,9 +146,7 @@ def _gaps(patient: Patient, ranks: Sequence[Statistics]) -> Iterable[Fact]:
             continue
         # The bounds of "stale": the gap of two ranks hurts as one of statistics and data does.
         share = float(((off > 0.25) | (stretched > 0.4))[alive].double().mean())
-        yield Fact(
-            "rank_gap_mean", float(off[alive].median()), name, count=len(theirs), channels=_listed(off),
-        )  # fmt: skip
+        yield Fact("rank_gap_mean", float(off[alive].median()), name, count=len(theirs), channels=_listed(off))
         yield Fact("rank_gap_variance", float(stretched[alive].median()), name, count=len(theirs))
         yield Fact("rank_gap_share", share, name, count=len(theirs))
 
@@ -156,35 +156,65 @@ def _listed(values: Tensor) -> "np.ndarray[Any, np.dtype[np.float64]]":
 
 
 def _harm(patient: Patient, ranks: Sequence[Statistics]) -> Iterable[Fact]:
-    """What each rank would answer on these batches."""
-    losses, outputs = not patient.why_no_loss, []
-    for number, statistics in enumerate(ranks[:MOST_RANKS]):
-        patient.origin.rewind()
-        set_modes(patient, "stored")
-        for site in patient.tracked:
-            if site.name in statistics:
-                module: Any = site.module
-                with torch.no_grad():
-                    module.running_mean.copy_(statistics[site.name][0])
-                    module.running_var.copy_(statistics[site.name][1])
-        if losses:
-            sizes = [patient.samples(batch) for batch in patient.batches]
-            values = [patient.loss(batch) for batch in patient.batches]
-            mean = float(np.average(values, weights=sizes))
-            yield Fact("rank_loss", mean, call=number, place="loss", count=len(values))
-        else:
-            outputs.append(torch.cat([patient.outputs(batch) for batch in patient.batches]))
-    if len(outputs) > 1:
-        spread = (outputs[0] - outputs[0].mean(0)).square().mean().sqrt()
-        for number, one in enumerate(outputs):
-            away = (one - outputs[0]).square().mean().sqrt() / spread
+    """What each rank would answer on these batches, and what all of them together would."""
+    tried = [*ranks[:MOST_RANKS], _merged(ranks)]
+    if not patient.why_no_loss:
+        yield from _losses(patient, tried)
+        return
+    outputs = []
+    for statistics in tried:
+        _put(patient, statistics)
+        outputs.append(torch.cat([patient.outputs(batch) for batch in patient.batches]))
+    spread = (outputs[-1] - outputs[-1].mean(0)).square().mean().sqrt()
+    if float(spread) > 0:
+        for number, one in enumerate(outputs[:-1]):
+            away = (one - outputs[-1]).square().mean().sqrt() / spread
             yield Fact("rank_distance", float(away), call=number, place="output", count=len(one))
+
+
+def _losses(patient: Patient, tried: Sequence[Statistics]) -> Iterable[Fact]:
+    sizes = np.array([patient.samples(batch) for batch in patient.batches], dtype=np.float64)
+    found = []
+    for statistics in tried:
+        _put(patient, statistics)
+        found.append(np.array([patient.loss(batch) for batch in patient.batches]))
+    means = [float(np.average(values, weights=sizes)) for values in found]
+    for number, mean in enumerate(means[:-1]):
+        yield Fact("rank_loss", mean, call=number, place="loss", count=sizes.size)
+    yield Fact("merged_rank_loss", means[-1], place="loss", count=sizes.size)
+    worst = int(np.argmax(means[:-1]))
+    p_value = excess_test((found[worst] - found[-1]) * sizes / sizes.mean())
+    yield Fact(
+        "rank_excess", (means[worst] - means[-1]) / max(means[-1], LEAST_LOSS), place="loss", count=sizes.size,
+        p_value=min(1.0, p_value * (len(means) - 1)),  # the worst of so many
+    )  # fmt: skip
+
+
+def _merged(ranks: Sequence[Statistics]) -> Statistics:
+    """Of all ranks' samples together, as if each had as many."""
+    found: Statistics = {}
+    for name in ranks[0]:
+        some = [one[name] for one in ranks if name in one]
+        means, variances = torch.stack([mean for mean, _ in some]), torch.stack([variance for _, variance in some])
+        found[name] = (means.mean(0), variances.mean(0) + means.var(0, correction=0))
+    return found
+
+
+def _put(patient: Patient, statistics: Statistics) -> None:
+    patient.origin.rewind()
+    set_modes(patient, "stored")
+    for site in patient.tracked:
+        if site.name in statistics:
+            module: Any = site.module
+            with torch.no_grad():
+                module.running_mean.copy_(statistics[site.name][0])
+                module.running_var.copy_(statistics[site.name][1])
 
 
 def _weights(patient: Patient) -> Iterable[Fact]:
     """Largest relative difference of a parameter's tensors: averaged gradients keep them equal."""
     worst, seen = 0.0, False
-    own = {name: one for name, one in patient.root.named_parameters()}
+    own = dict(patient.root.named_parameters())
     for state in patient.given.ranks or ():
         for name, one in own.items():
             theirs = state.get(name, state.get(f"module.{name}"))
