@@ -12,22 +12,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bnprobe.contrasts import contrast, divergence, periodicity, together
 from bnprobe.errors import NotMeasuredError
 from bnprobe.evidence import Fact
 from bnprobe.measures.evidence.call_moments import Pass, as_arrays, mixture, passes_of
 from bnprobe.measures.evidence.composition import effective_values
 from bnprobe.measures.evidence.moments import LayerMoments
 from bnprobe.measures.evidence.patient import Patient, set_modes
-from bnprobe.measures.evidence.permuting import chance
 from bnprobe.measures.evidence.pooling import install
 from bnprobe.measures.evidence.resampling import bootstrap, excess_test
 
-__all__ = ["contrast", "divergence", "measure", "periodicity"]
+__all__ = ["measure"]
 
 Array = NDArray[np.float64]
 LEAST_LOSS = 0.05  # nats; below it a relative excess says nothing
-LONGEST = 8  # period, in batches
-ROUNDS = 3  # periods that must be seen; ours: two could be a coincidence of two batches
 
 
 def measure(patient: Patient) -> list[Fact]:
@@ -64,74 +62,6 @@ def measure(patient: Patient) -> list[Fact]:
     return facts
 
 
-def contrast(values: Array, seed: int) -> tuple[float, float, float]:
-    """Sum over calls and channels of the squared distance of a call's average from that of all calls.
-
-    Args:
-        values: ``[B, k, C]``.
-        seed: of the permutations of calls within each batch.
-
-    Returns:
-        The sum, what chance makes of it, and its p-value.
-    """
-    batches, calls, _ = values.shape
-    centred = values - values.mean(1, keepdims=True)
-
-    def between(order: NDArray[np.int64]) -> float:
-        shuffled = centred[np.arange(batches)[:, None], order]
-        return float((shuffled.mean(0) ** 2).sum())
-
-    start = np.broadcast_to(np.arange(calls), (batches, calls))
-    observed = between(start)
-    found = chance(observed, lambda draw: between(draw.permuted(start, axis=1)), seed)
-    return observed, found.mean, found.p_value
-
-
-def divergence(mean: Array, variance: Array, of_mean: Array, of_variance: Array) -> float:
-    """KL(N(mean, variance) || N(of_mean, of_variance)) in nats, averaged over channels ``[C]`` that vary at all."""
-    alive = (variance > 0) & (of_variance > 0)
-    if not alive.any():
-        return 0.0
-    ratio = variance[alive] / of_variance[alive]
-    off = (mean - of_mean)[alive] ** 2 / of_variance[alive]
-    return float(0.5 * (ratio + off - 1 - np.log(ratio)).mean())
-
-
-def periodicity(means: Array, seed: int) -> tuple[int, float, float] | None:
-    """Whether batches take turns: their period, how alike batches a period apart are (1: the same), and its p-value.
-
-    A drift of the data makes neighbours alike, and those farther away less; so what counts is by how much batches k >=
-    2 apart are more alike than neighbours.
-
-    Args:
-        means: ``[B, C]`` of each batch, each channel in its standard deviation.
-        seed: of the permutations of the order of batches.
-    """
-    batches = len(means)
-    longest = min(LONGEST, batches // ROUNDS)
-    centred = means - means.mean(0)
-    gram = centred @ centred.T
-    own = np.trace(gram) / batches
-    if longest < 2 or not own > 0:
-        return None
-
-    def likeness(order: NDArray[np.int64]) -> Array:
-        turned = gram[np.ix_(order, order)]
-        found: Array = np.array([np.diagonal(turned, lag).mean() for lag in range(1, longest + 1)]) / own
-        return found
-
-    def advantage(order: NDArray[np.int64]) -> float:
-        found = likeness(order)
-        return float(found[1:].max() - max(found[0], 0.0))
-
-    start = np.arange(batches)
-    found = likeness(start)
-    # The shortest of several that do as well: two periods are a period, too.
-    period = 2 + int(np.flatnonzero(found[1:] >= found[1:].max() - 0.1)[0])
-    result = chance(advantage(start), lambda draw: advantage(draw.permutation(batches)), seed)
-    return period, float(found[period - 1] - max(found[0], 0.0)), result.p_value
-
-
 def _turns(name: str, layer: LayerMoments, seed: int) -> Iterable[Fact]:
     means, variances = (torch.stack(one).numpy() for one in (layer.means, layer.variances))
     if not (np.isfinite(means).all() and np.isfinite(variances).all()):
@@ -145,16 +75,11 @@ def _turns(name: str, layer: LayerMoments, seed: int) -> Iterable[Fact]:
         return
     period, value, p_value = found
     phases = [slice(phase, None, period) for phase in range(period)]
-    moments = [_together(means[one], variances[one], counts[one]) for one in phases]
+    moments = [together(means[one], variances[one], counts[one]) for one in phases]
     far = max(divergence(mean, variance, center, total) for mean, variance in moments)
     yield Fact("batch_period", float(period), name, place="input", count=len(means))
     yield Fact("batch_periodicity", value, name, place="input", count=len(means), p_value=p_value)
     yield Fact("phase_divergence", far, name, place="input", count=len(means))
-
-
-def _together(means: Array, variances: Array, counts: Array) -> tuple[Array, Array]:
-    center = np.average(means, axis=0, weights=counts)
-    return center, np.average(variances + (means - center) ** 2, axis=0, weights=counts)
 
 
 def _calls(name: str, passes: Sequence[Pass], seed: int) -> Iterable[Fact]:
@@ -164,7 +89,7 @@ def _calls(name: str, passes: Sequence[Pass], seed: int) -> Iterable[Fact]:
     means, variances, counts = found
     batches, calls, channels = means.shape
     yield Fact("calls_per_pass", float(calls), name, place="input", count=batches)
-    center, total = _together(means.reshape(-1, channels), variances.reshape(-1, channels), counts.reshape(-1))
+    center, total = together(means.reshape(-1, channels), variances.reshape(-1, channels), counts.reshape(-1))
     alive = total > 1e-12 * (total + center**2)
     if not alive.any():
         return
@@ -178,7 +103,7 @@ def _calls(name: str, passes: Sequence[Pass], seed: int) -> Iterable[Fact]:
     spread = np.sqrt(12 * max(observed - by_chance, 0.0) / (calls * int(alive.sum())) * (calls - 1) / (calls + 1))
     yield Fact("call_contrast_spread", float(spread), name, place="input", count=batches, p_value=p_value)
     for call in range(calls):
-        mean, variance = _together(means[:, call], variances[:, call], counts[:, call])
+        mean, variance = together(means[:, call], variances[:, call], counts[:, call])
         far = divergence(mean, variance, center, total)
         yield Fact("call_divergence", far, name, call=call, place="input", count=batches)
         worth, low, high = effective_values(means[:, call], counts[:, call], variances[:, call], seed)

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bnprobe.contrasts import chance
 from bnprobe.errors import NotMeasuredError
 from bnprobe.evidence import Fact
 from bnprobe.hooks.tensors import tensors_in
 from bnprobe.measures.evidence.moments import LayerMoments
 from bnprobe.measures.evidence.patient import Patient
-from bnprobe.measures.evidence.permuting import chance
 
 __all__ = ["Units", "effective_values", "grouping", "measure"]
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from bnprobe.measures.evidence.calls import contrast, divergence, measure, periodicity
+from bnprobe.contrasts import contrast, divergence, periodicity
+from bnprobe.measures.evidence.calls import measure
 from bnprobe.measures.evidence.patient import Given, Patient
 from bnprobe.measures.untouched import untouched
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from bnprobe.contrasts import chance
 from bnprobe.measures.evidence.composition import Units, effective_values, grouping
-from bnprobe.measures.evidence.permuting import chance
 
 
 def naive_effective(batches):
