@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from bnprobe.evidence import Evidence, Fact
 from bnprobe.rules.base import Opinion, Quantity, Rule, Severity
+from bnprobe.rules.impact import excess
 from bnprobe.rules.training import impact_of_batches, layers_in_training, meant_to_use_batches
 
 __all__ = ["TooFewEffectiveValues"]
@@ -68,7 +69,7 @@ class TooFewEffectiveValues(Rule):
         impact = impact_of_batches(evidence, self.costs, self.moves)
         values, size = evidence.value("values_per_batch", worst.layer), evidence.value("batch_size")
         yield Opinion(
-            self._severity(worst) if impact is not None and not meant_to_use_batches(evidence) else Severity.INFO,
+            self._weighed(evidence, self._severity(worst), impact),
             f"batches at {worst.layer} are worth {worst.value:.1f} independent values a channel (95 % interval "
             f"{worst.low:.1f} to {worst.high:.1f}) of the {values:.0f} that they have; {len(small)} of {len(found)} "
             f"layers have fewer than {self.few:.0f}",
@@ -90,6 +91,16 @@ class TooFewEffectiveValues(Rule):
             if fact.layer not in found or fact.value < found[fact.layer].value:
                 found[fact.layer] = fact
         return list(found.values())
+
+    def _weighed(self, evidence: Evidence, severity: Severity, impact: Quantity | None) -> Severity:
+        """Whole with an impact; a step less where losses cannot tell; as information where they are the same."""
+        if meant_to_use_batches(evidence):
+            return Severity.INFO
+        if impact is not None:
+            return severity
+        between = excess(evidence, "batch", "pooled")
+        undecided = between is not None and not -self.costs < between.low <= between.high < self.costs
+        return severity.demoted() if undecided else Severity.INFO
 
     def _severity(self, fact: Fact) -> Severity:
         """By the value; but the interval must exclude that it is twice as good as it may be."""

@@ -41,7 +41,10 @@ def test_n04_by_effective_values(value, high, expected):
     assert severity(rule, worth(value, high), harm) == expected
     assert severity(rule, worth(value, high), harm, training=0.0) is None
     without = severity(rule, worth(value, high), Fact("excess_batch_over_pooled", 0.3, p_value=0.2))
-    assert without in (None, Severity.INFO)
+    assert without == (None if expected is None else expected.demoted())
+    equal = severity(rule, worth(value, high), Fact("excess_batch_over_pooled", 0.0, low=-0.02, high=0.02, p_value=0.5))
+    assert equal in (None, Severity.INFO)
+    assert severity(rule, worth(value, high)) in (None, Severity.INFO)
 
 
 def test_n04_says_its_numbers():
