@@ -123,7 +123,11 @@ def _evidence(patient: Patient, found: Examination) -> Evidence:
 
 def _inventory(patient: Patient) -> list[Layer]:
     sites = patient.norms
-    return [site.describe(observed=site.name in patient.order) for site in sites]
+    part = "it normalizes a part of its input: its statistics are not judged"
+    return [
+        site.describe(observed=site.name in patient.order, why=part if site.name in patient.partial else "")
+        for site in sites
+    ]
 
 
 def _untrained(patient: Patient) -> bool:

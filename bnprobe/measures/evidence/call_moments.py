@@ -19,7 +19,9 @@ Call = tuple[int, Tensor, Tensor]  # values a channel, means [C], biased varianc
 Pass = list[Call]
 
 
-def passes_of(patient: Patient, run: Callable[[Any], Any], training: bool = False) -> dict[str, list[Pass]]:
+def passes_of(
+    patient: Patient, run: Callable[[Any], Any], training: bool = False, first: int | None = None
+) -> dict[str, list[Pass]]:
     """Of each layer, for each batch that reaches it, its calls in their order.
 
     A call whose moments are those of an earlier call of the pass is the same input again, and left out: something is
@@ -30,6 +32,7 @@ def passes_of(patient: Patient, run: Callable[[Any], Any], training: bool = Fals
         patient: the model, in the modes that it shall run in.
         run: one pass, given a batch.
         training: whether to leave out calls of layers that are in evaluation mode: they use and move no statistics.
+        first: only so many batches; None takes all.
     """
     sites = {site.name: site for site in patient.batch_norms}
     found: dict[str, list[Pass]] = {}
@@ -49,7 +52,7 @@ def passes_of(patient: Patient, run: Callable[[Any], Any], training: bool = Fals
         if not any(torch.equal(mean, one) and torch.equal(variance, other) for _, one, other in calls):
             calls.append((values.shape[1], mean, variance))
 
-    for batch in patient.batches:
+    for batch in patient.batches[:first]:
         now.clear()
         try:
             with calls_at(layers, see), torch.no_grad():

@@ -51,7 +51,9 @@ def measure(patient: Patient) -> list[Fact]:
     patient.origin.rewind()
     set_modes(patient, "stored")
     install(patient, pooled)
-    found = passes_of(patient, run)
+    found = passes_of(patient, run, first=2)
+    if more or any(len(calls) > 1 for passes in found.values() for calls in passes):
+        found = passes_of(patient, run)  # else there is nothing to compare
     whole = found.pop("", [])
     if whole:
         facts.append(Fact("model_calls", float(np.median([len(one) for one in whole])), count=len(whole)))

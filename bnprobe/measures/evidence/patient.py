@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnprobe.errors import ArgumentError, NotMeasuredError
 from bnprobe.hooks.outputs import order_of_entry
@@ -17,6 +18,7 @@ from bnprobe.hooks.segments import plain_forward
 from bnprobe.hooks.sites import Site, named_layers, unwrap
 from bnprobe.hooks.tensors import tensors_in, with_tensors
 from bnprobe.measures.evidence.moments import Moments
+from bnprobe.measures.evidence.partial import partial_layers
 from bnprobe.measures.evidence.pooling import Pooled, pooled
 from bnprobe.measures.loss import Loss
 from bnprobe.measures.untouched import Origin
@@ -127,8 +129,18 @@ class Patient:
 
     @cached_property
     def tracked(self) -> list[Site]:
-        """Batch norms that have running statistics."""
-        return [site for site in self.batch_norms if _tensor(site.module, "running_mean") is not None]
+        """Batch norms that have running statistics, of what they are given as a whole."""
+        return [site for site in self.batch_norms if self.has_statistics(site) and site.name not in self.partial]
+
+    @cached_property
+    def partial(self) -> frozenset[str]:
+        """Layers of other makes that average a part of their input (masks): its moments say nothing about theirs."""
+        others = [site for site in self.batch_norms if self.has_statistics(site) and not _is_torchs_own(site.module)]
+        return partial_layers(self, others) if others else frozenset()
+
+    def has_statistics(self, site: Site) -> bool:
+        """Whether a layer has running statistics."""
+        return _tensor(site.module, "running_mean") is not None and _tensor(site.module, "running_var") is not None
 
     def in_training(self, site: Site) -> bool:
         """Whether a layer was in training mode when the model was handed over, or the user means it to be."""
@@ -315,6 +327,11 @@ def _norm_sites(root: nn.Module) -> list[Site]:
 
     sites = find_sites(root, lambda _, __: True)
     return [site for site in sites if site.is_norm]
+
+
+def _is_torchs_own(module: nn.Module) -> bool:
+    """Whether what it does with its input is PyTorch's batch normalization, and nothing else."""
+    return type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward) and "forward" not in vars(module)
 
 
 def _is_frozen_class(module: nn.Module) -> bool:
