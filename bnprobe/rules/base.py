@@ -86,6 +86,9 @@ class Rule(ABC):
         needs: measurements without which it cannot judge (names of files in ``measures/evidence``).
         untrained: whether it judges a model that was never trained.
         follows_from: codes of rules whose findings explain this one: then it is only information.
+        of_running_statistics: whether it is about what running statistics hold: then it is only information where the
+            model is meant to use those of the batch.
+        tests: statistics whose p-values it looks at, whether or not it speaks: all of them are held against chance.
         sick, healthy: an example each, as code that a reader can run.
     """
 
@@ -99,6 +102,8 @@ class Rule(ABC):
     needs: ClassVar[tuple[str, ...]]
     untrained: ClassVar[bool] = False
     follows_from: ClassVar[tuple[str, ...]] = ()
+    of_running_statistics: ClassVar[bool] = False
+    tests: ClassVar[tuple[str, ...]] = ()
     sick: ClassVar[str]
     healthy: ClassVar[str]
 

@@ -38,6 +38,8 @@ class StoredStatisticsDoNotFit(Rule):
         "Izmailov et al. 2018, Averaging Weights Leads to Wider Optima and Better Generalization, arXiv:1803.05407",
     )
     needs = ("triangle", "stale")
+    tests = ("excess_stored_over_pooled",)
+    of_running_statistics = True
     follows_from = ("N04", "N11", "N19", "N28")
     sick = "ema = copy.deepcopy(model)  # then only zip(ema.parameters(), model.parameters()) are averaged"
     healthy = "ema.load_state_dict(average_of_state_dicts)  # buffers too"

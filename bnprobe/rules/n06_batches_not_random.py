@@ -43,6 +43,7 @@ class BatchesNotRandom(Rule):
         "Good 2005, Permutation, Parametric and Bootstrap Tests of Hypotheses, chapter 3",
     )
     needs = ("composition",)
+    tests = ("composition_ratio",)
     follows_from = ("N07",)
     sick = "loader = torch.utils.data.DataLoader(sorted_by_class, batch_size=32, shuffle=False)"
     healthy = "loader = torch.utils.data.DataLoader(sorted_by_class, batch_size=32, shuffle=True)"

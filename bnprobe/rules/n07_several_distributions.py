@@ -49,6 +49,7 @@ class SeveralDistributions(Rule):
         "Xie et al. 2020, Adversarial Examples Improve Image Recognition, arXiv:1911.09665",
     )
     needs = ("calls",)
+    tests = ("call_contrast_mean", "batch_periodicity")
     sick = (
         "def forward(self, x):\n"
         "    levels = [self.conv1(x), 10 * self.conv2(x)]\n"

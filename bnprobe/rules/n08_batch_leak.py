@@ -41,6 +41,7 @@ class BatchLeak(Rule):
         "Wu & Johnson 2021, Rethinking 'Batch' in BatchNorm, section 6, arXiv:2105.07576",
     )
     needs = ("triangle", "composition")
+    tests = ("excess_pooled_over_batch",)
     follows_from = ("N06", "N07")
     sick = (
         "loss = F.softplus(model(worse) - model(better)).mean()  # each role is a batch of its own, "

@@ -42,6 +42,7 @@ class WrongAxis(Rule):
         "Ba et al. 2016, Layer Normalization, section 3, arXiv:1607.06450",
     )
     needs = ("axis",)
+    tests = ("axis_spread_behind",)
     untrained = True
     sick = "model = nn.BatchNorm1d(24)  # sequences [N, 24, 8]: 24 moments, 8 features of unequal units"
     healthy = "model = nn.LayerNorm(8)  # on [L, N, 8]: only the last axis is normalized, whatever lies before it"

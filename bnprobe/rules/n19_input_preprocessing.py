@@ -40,6 +40,8 @@ class InputPreprocessing(Rule):
     remedy = "x = (x / 255 - mean) / std  # as in training: range, mean, deviation, order of colours, once"
     references = ("PyTorch documentation, torchvision.transforms.v2.Normalize",)
     needs = ("preprocessing", "stale")
+    tests = ("preprocessing_share",)
+    of_running_statistics = True
     sick = "loader = [(255 * x, y) for x, y in loader]  # trained on 0 to 1"
     healthy = "loader = [(x, y) for x, y in loader]  # as in training"
 

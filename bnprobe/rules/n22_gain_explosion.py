@@ -45,6 +45,7 @@ class GainExplosion(Rule):
     )
     references = ("Ioffe & Szegedy 2015, Batch Normalization, algorithm 1: epsilon, arXiv:1502.03167",)
     needs = ("gain",)
+    tests = ("amplified_loss",)
     follows_from = ("N11",)
     sick = "bn = nn.BatchNorm1d(16); bn.running_var[:4] = 1e-8; bn.eval()(torch.randn(32, 16))"
     healthy = "bn = nn.BatchNorm1d(16); nn.init.zeros_(bn.weight)  # the last gain of a residual branch"

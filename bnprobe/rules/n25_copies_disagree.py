@@ -39,6 +39,8 @@ class CopiesDisagree(Rule):
         "arXiv:2101.08482",
     )
     needs = ("copies",)
+    tests = ("reference_excess_stored_over_pooled",)
+    of_running_statistics = True
     follows_from = ("N11", "N19")
     sick = "target = copy.deepcopy(online); polyak(target.parameters(), online.parameters())"
     healthy = "target = torch.optim.swa_utils.AveragedModel(online, use_buffers=True)"

@@ -35,6 +35,8 @@ class EvaluationDistributionDiffers(Rule):
         "Li et al. 2016, Revisiting Batch Normalization For Practical Domain Adaptation, arXiv:1603.04779",
     )
     needs = ("validation",)
+    tests = ("validation_excess_stored_over_pooled",)
+    of_running_statistics = True
     follows_from = ("N02", "N11", "N19", "N25")
     sick = "val_loader = [(0.4 * x + 1.5, y) for x, y in loader]"
     healthy = "val_loader = another_part_of_the_same_data"

@@ -39,6 +39,7 @@ class DropoutBeforeNorm(Rule):
         "arXiv:1801.05134",
     )
     needs = ("dropout",)
+    tests = ("dropout_ratio",)
     sick = "model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Dropout(0.5), nn.BatchNorm1d(64), nn.Linear(64, 10))"
     healthy = (
         "model = nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 10))"

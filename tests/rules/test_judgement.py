@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control
 
-from bnprobe.evidence import Context, Evidence
+from bnprobe.evidence import Context, Evidence, Fact
 from bnprobe.rules import Opinion, Rule, Severity, judge
 from bnprobe.rules.judgement import FALSE_DISCOVERY_RATE
 
@@ -23,8 +23,8 @@ class Says(Rule):
         return self.opinions
 
 
-def rule(code, *opinions, needs=(), follows_from=(), untrained=False):
-    fields = {"code": code, "needs": needs, "follows_from": follows_from, "untrained": untrained}
+def rule(code, *opinions, needs=(), **fields):
+    fields = {"code": code, "needs": needs, **fields}
     return type(f"Says{code}", (Says,), fields)(opinions=opinions)
 
 
@@ -41,10 +41,34 @@ def test_p_values_of_all_rules_and_layers_are_one_family():
     assert 0 < len(found) < len(values)
 
 
-def test_further_tests_make_it_harder():
-    one = [rule("N01", opinion(p_value=0.004))]
-    assert len(judge(one, Evidence())[0]) == 1
-    assert judge(one, Evidence(), tested=[0.9] * 9)[0] == []
+def test_tests_of_layers_that_nothing_is_said_of_make_it_harder():
+    one = [rule("N01", opinion(p_value=0.004), tests=("gap",))]
+    facts = [Fact("gap", layer=name, p_value=value) for name, value in zip("abc", (0.004, 0.5, 0.9), strict=True)]
+    assert judge(one, Evidence(facts[:2]))[0][0].q_value == pytest.approx(0.008)
+    assert judge(one, Evidence(facts))[0] == []
+
+
+def test_tests_of_rules_that_say_nothing_make_it_harder():
+    facts = [Fact("gap", p_value=0.5), Fact("other", p_value=0.5)]
+    some = [rule("N01", opinion(p_value=0.004)), rule("N02", tests=("gap",)), rule("N03", tests=("other",))]
+    assert judge(some[:2], Evidence(facts))[0][0].q_value == pytest.approx(0.008)
+    assert judge(some, Evidence(facts))[0] == []
+    unable = rule("N03", tests=("other",), needs=("other",))  # it was not asked
+    found, _ = judge([*some[:2], unable], Evidence(facts, context=Context(missing={"other": "no"})))
+    assert found[0].q_value == pytest.approx(0.008)
+
+
+def test_many_layers_of_one_rule_do_not_hide_another_rule():
+    facts = [Fact("gap", layer=str(layer), p_value=0.5) for layer in range(100)]
+    some = [rule("N01", opinion(p_value=0.0005)), rule("N02", tests=("gap",))]
+    assert judge(some, Evidence(facts))[0][0].q_value == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize("intent", ["batch-stats-at-test", "transductive"])
+def test_running_statistics_that_are_never_used_may_be_what_they_are(intent):
+    some = [rule("N01", opinion(Severity.ERROR), of_running_statistics=True), rule("N02", opinion(Severity.ERROR))]
+    found, _ = judge(some, Evidence(context=Context(intent=intent)))
+    assert [(one.rule.code, one.opinion.severity) for one in found] == [("N02", Severity.ERROR), ("N01", Severity.INFO)]
 
 
 def test_what_is_exact_is_no_matter_of_chance():
@@ -106,4 +130,4 @@ def test_an_untrained_model_is_judged_by_those_who_can():
 
 def test_nobody_says_anything():
     assert judge([], Evidence()) == ([], [])
-    assert judge([rule("N01")], Evidence(), tested=[0.5]) == ([], [])
+    assert judge([rule("N01")], Evidence()) == ([], [])
