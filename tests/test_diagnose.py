@@ -179,6 +179,15 @@ def test_whatever_a_loader_gives(model, loader, arguments):
     assert context.samples == 8 * context.batches
 
 
+def test_a_scripted_model():
+    model = torch.jit.script(network().eval())
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    report = bnprobe.diagnose(model, pairs())
+    assert all(report.proof.values())
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+    assert [layer.name for layer in Evidence.of(report.run).norms] == ["1", "7"]
+
+
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.optim.swa_utils.AveragedModel, torch.compile])
 def test_wrappers_are_looked_through(wrap):
     report = bnprobe.diagnose(wrap(network()), pairs())

@@ -37,8 +37,6 @@ def _right(patient: "Patient", asked: dict[str, Site], momentum: float) -> set[s
     patient.origin.rewind()
     set_modes(patient, "batch")
     last: dict[str, Chunk] = {}
-    for site in asked.values():
-        setattr(site.module, "momentum", momentum)  # noqa: B010 - of a class that is not known here
 
     def see(name: str, _: int, x: torch.Tensor, __: object) -> None:
         found = channel_moments(asked[name], x)
@@ -46,6 +44,8 @@ def _right(patient: "Patient", asked: dict[str, Site], momentum: float) -> set[s
             last[name] = found
 
     try:
+        for site in asked.values():
+            setattr(site.module, "momentum", momentum)  # noqa: B010 - of a class that is not known here
         with calls_at({name: site.module for name, site in asked.items()}, see), torch.no_grad():
             patient.run(patient.batches[0])
     except Exception:  # measurements will say what it is

@@ -331,7 +331,8 @@ def _norm_sites(root: nn.Module) -> list[Site]:
 
 def _is_torchs_own(module: nn.Module) -> bool:
     """Whether what it does with its input is PyTorch's batch normalization, and nothing else."""
-    return type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward) and "forward" not in vars(module)
+    forward = inspect.getattr_static(type(module), "forward", None)  # asked for, a scripted module's raises
+    return forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward) and "forward" not in vars(module)
 
 
 def _is_frozen_class(module: nn.Module) -> bool:
