@@ -45,7 +45,6 @@ class EvalDependsOnBatchMates(Rule):
     )
     needs = ("swap",)
     untrained = True
-    follows_from = ("N13", "N21")
     sick = "model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))\nmodel.train()(x[:1])"
     healthy = "model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))\nmodel.eval()(x[:1])"
 

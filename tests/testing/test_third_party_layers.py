@@ -63,12 +63,6 @@ LAYERS = {
             broken={"half_precision": NARROW},
         ),
         Layer("pytorch_tabnet.tab_network", "GBN", "ghost_batch_norm", arguments={"virtual_batch_size": 2}),
-        Layer(
-            "torch_layer_normalization",
-            "LayerNormalization",
-            "layer_norm",
-            broken={"half_precision": f"{NARROW}, in which its eps of 1e-10 is 0"},
-        ),
     )
 }
 
