@@ -27,7 +27,7 @@ class Finding:
     Attributes:
         code: of the rule, ``N06``.
         name: of the rule.
-        severity: ``info``, ``warning`` or ``error``.
+        severity: ``info``, ``warning`` or ``error``: a word, ordered by how bad it is.
         layer: its name; empty for the whole model.
         summary: one sentence with the numbers.
         effect: how large it is, with its interval; None where it is a plain fact.
@@ -97,7 +97,7 @@ class Diagnosis:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is a warning or worse."""
+        """Whether nothing is a warning or worse; ``certificate`` says whether enough was measured to be sure."""
         return all(one.severity < Severity.WARNING for one in self.findings)
 
     @property

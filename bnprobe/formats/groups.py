@@ -44,14 +44,14 @@ def grouped(findings: Iterable["Finding"]) -> list[Group]:
     ordered = [sorted(group, key=_badness) for group in groups.values()]
     return [
         Group(first, tuple(others))
-        for first, *others in sorted(ordered, key=lambda group: (-group[0].severity, bool(group[0].follows_from)))
+        for first, *others in sorted(ordered, key=lambda group: (-group[0].severity.rank, bool(group[0].follows_from)))
     ]
 
 
 def _badness(finding: "Finding") -> tuple[int, float]:
     """More of an impact is worse, by its definition; of effects only their rule knows."""
     impact = finding.impact.value if finding.impact is not None else float("nan")
-    return -finding.severity, -impact if impact == impact else float("inf")
+    return -finding.severity.rank, -impact if impact == impact else float("inf")
 
 
 def reasons(not_run: Sequence[NotRun]) -> dict[str, list[NotRun]]:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import StrEnum
 from typing import ClassVar
 
 from bnprobe.evidence import Evidence
@@ -11,19 +11,37 @@ from bnprobe.evidence import Evidence
 __all__ = ["Opinion", "Quantity", "Rule", "Severity"]
 
 
-class Severity(IntEnum):
-    """How bad it is: something to know, something that costs accuracy, something that breaks the model."""
+class Severity(StrEnum):
+    """How bad it is: something to know, something that costs accuracy, something that breaks the model.
 
-    INFO = 1
-    WARNING = 2
-    ERROR = 3
+    A word (``severity == "error"``) that is ordered by how bad it is: info < warning < error.
+    """
 
-    def __str__(self) -> str:
-        return self.name.lower()
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
-    def demoted(self, steps: int = 1) -> "Severity":
-        """So many steps less, at least ``INFO``."""
-        return Severity(max(Severity.INFO, self - steps))
+    @property
+    def rank(self) -> int:
+        """0, 1 or 2."""
+        return list(Severity).index(self)
+
+    def demoted(self) -> "Severity":
+        """One step less, at least ``INFO``."""
+        steps: list[Severity] = list(Severity)
+        return steps[max(self.rank - 1, 0)]
+
+    def __lt__(self, other: str) -> bool:
+        return self.rank < Severity(other).rank
+
+    def __le__(self, other: str) -> bool:
+        return self.rank <= Severity(other).rank
+
+    def __gt__(self, other: str) -> bool:
+        return self.rank > Severity(other).rank
+
+    def __ge__(self, other: str) -> bool:
+        return self.rank >= Severity(other).rank
 
 
 @dataclass(frozen=True)

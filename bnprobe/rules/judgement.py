@@ -57,7 +57,7 @@ def judge(rules: Sequence[Rule], evidence: Evidence) -> tuple[list[Judged], list
     opinions = [(rule, _idle(rule, opinion) if meant else opinion) for rule, opinion in opinions]
     standing = _explained(list(_significant(able, opinions, evidence)))
     not_run = [NotRun(rule.code, rule.name, why) for rule, why in reasons if why]
-    return sorted(standing, key=lambda one: (-one.opinion.severity, one.rule.code)), not_run
+    return sorted(standing, key=lambda one: (-one.opinion.severity.rank, one.rule.code)), not_run
 
 
 def _why_not(rule: Rule, evidence: Evidence) -> str:

@@ -131,3 +131,14 @@ def test_an_untrained_model_is_judged_by_those_who_can():
 def test_nobody_says_anything():
     assert judge([], Evidence()) == ([], [])
     assert judge([rule("N01")], Evidence()) == ([], [])
+
+
+def test_severities_are_words_in_order():
+    assert Severity.ERROR == "error"
+    assert Severity.INFO < Severity.WARNING < Severity.ERROR
+    assert Severity.ERROR >= "warning"
+    assert not Severity.WARNING > "error"
+    assert Severity.INFO <= Severity.INFO
+    assert sorted(Severity, reverse=True) == ["error", "warning", "info"]
+    assert [one.demoted() for one in Severity] == ["info", "info", "warning"]
+    assert f"{Severity.WARNING}" == "warning"
