@@ -116,7 +116,11 @@ def _evidence(patient: Patient, found: Examination) -> Evidence:
         labels=not patient.why_no_loss,
         missing=found.missing,
         seconds=found.seconds,
-        texts={"model": type(patient.root).__name__, "why_no_loss": patient.why_no_loss},
+        texts={
+            "model": type(patient.root).__name__,
+            "why_no_loss": patient.why_no_loss,
+            "why_no_forward": patient.why_no_forward,
+        },
     )
     return Evidence(found.facts, _inventory(patient), context)
 

@@ -125,6 +125,14 @@ def test_nothing_is_changed_where_the_model_raises_and_what_was_found_is_kept(af
     assert all(report.proof.values())
 
 
+def test_a_model_that_these_batches_are_not_for_says_so_first():
+    report = bnprobe.diagnose(network(), [(torch.randn(8, 5, 8, 8), torch.randint(4, (8,)))])
+    told = " ".join(str(report).split())
+    assert "The model cannot be run on these batches (it raises RuntimeError: " in told
+    assert "Where model(x) is not how it is called, pass forward=." in told
+    assert report.certificate is None
+
+
 def test_a_loss_that_raises():
     def loss(model, batch):
         raise KeyError("target")

@@ -112,6 +112,11 @@ def verdict(diagnosis: "Diagnosis") -> str:
     """The sentence of the certificate; empty where a warning or worse was found."""
     if not diagnosis.ok or any(one.severity > Severity.INFO for one in diagnosis.accepted):
         return ""
+    if why := diagnosis.evidence.context.texts.get("why_no_forward"):
+        return (
+            f"The model cannot be run on these batches ({shown(why)}), so hardly anything could be measured. Where "
+            "model(x) is not how it is called, pass forward=."
+        )
     if diagnosis.evidence.context.untrained:
         return "Nothing was found; but the model looks untrained, so there is no certificate: ask again when it is."
     if diagnosis.certificate is None:

@@ -81,6 +81,7 @@ class Patient:
         intent: what the user says the model is for now.
         seed: of everything that is drawn at random.
         loader: where the batches came from.
+        why_no_forward: why the model cannot be run on them, once it was tried; empty where it can.
     """
 
     model: nn.Module
@@ -90,6 +91,7 @@ class Patient:
     intent: str | None = None
     seed: int = 0
     loader: Any = None
+    why_no_forward: str = ""
 
     @cached_property
     def root(self) -> nn.Module:
@@ -117,7 +119,8 @@ class Patient:
         try:
             with torch.no_grad():
                 return order_of_entry(layers, lambda: self.run(self.batches[0]))[1]
-        except Exception:  # each measurement that runs the model will say so
+        except Exception as error:  # whatever it is: what needs no forward is measured all the same
+            self.why_no_forward = f"it raises {type(error).__name__}: {error}"
             return []
         finally:
             self.origin.rewind()
