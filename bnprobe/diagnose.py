@@ -5,14 +5,15 @@ import os
 import random
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnprobe.diagnosis import Diagnosis, diagnosis_of
-from bnprobe.errors import ArgumentError
+from bnprobe.diagnosis import Diagnosis, chosen_rules, diagnosis_of
+from bnprobe.errors import ArgumentError, NotMeasuredError
 from bnprobe.evidence import Context, Evidence
 from bnprobe.hooks.sites import named_layers, unwrap
 from bnprobe.measures.evidence import INTENTS, Examination, Given, Patient, collect, device_of, examine
@@ -89,6 +90,9 @@ def diagnose(
         raise ArgumentError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     if batches < 1:
         raise ArgumentError(f"batches must be at least 1; got {batches}")
+    chosen_rules(select, ignore)  # asked for at the door: an examination takes a minute
+    if out is not None and Path(out).exists() and not (Path(out).is_dir() and not any(Path(out).iterdir())):
+        raise ArgumentError(f"out must be a new or an empty directory; {os.fspath(out)} is none")
     given = Given(
         loss, optimizer, step, evaluate, val_loader, reference, state_dict, exported, forward, ranks, ema_decay,
         ema_updates, lengths,
@@ -112,7 +116,7 @@ def _evidence(patient: Patient, found: Examination) -> Evidence:
         training=patient.modes[""],
         untrained=_untrained(patient),
         batches=len(patient.batches),
-        samples=sum(map(patient.samples, patient.batches)),
+        samples=_samples(patient),
         labels=not patient.why_no_loss,
         missing=found.missing,
         seconds=found.seconds,
@@ -123,6 +127,14 @@ def _evidence(patient: Patient, found: Examination) -> Evidence:
         },
     )
     return Evidence(found.facts, _inventory(patient), context)
+
+
+def _samples(patient: Patient) -> int:
+    """How many there are; 0 where batches hold nothing that says so."""
+    try:
+        return sum(map(patient.samples, patient.batches))
+    except NotMeasuredError:
+        return 0
 
 
 def _inventory(patient: Patient) -> list[Layer]:

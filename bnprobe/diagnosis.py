@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from bnprobe.errors import ArgumentError
 from bnprobe.evidence import Evidence, Fact
-from bnprobe.rules import Judged, NotRun, Quantity, Severity, judge, rules
+from bnprobe.rules import Judged, NotRun, Quantity, Rule, Severity, judge, rules
 from bnprobe.store import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Diagnosis", "Finding", "certificate", "diagnosis_of"]
+__all__ = ["Diagnosis", "Finding", "certificate", "chosen_rules", "diagnosis_of"]
 
 _Path = str | os.PathLike[str]
 
@@ -205,11 +205,7 @@ def diagnosis_of(
     Raises:
         ArgumentError: there is no such rule.
     """
-    known = rules()
-    for code in (*(select or ()), *ignore):
-        if code not in known:
-            raise ArgumentError(f"there is no rule {code!r}; there are {', '.join(known)}")
-    chosen = [rule for code, rule in known.items() if (select is None or code in select) and code not in ignore]
+    chosen = chosen_rules(select, ignore)
     unable = unable or {}
     judged, not_run = judge([rule for rule in chosen if rule.code not in unable], evidence)
     not_run += [NotRun(rule.code, rule.name, unable[rule.code]) for rule in chosen if rule.code in unable]
@@ -220,6 +216,19 @@ def diagnosis_of(
     asked = tuple(rule.code for rule in chosen if rule.code not in silent)
     shown = certificate(evidence) if healthy else None
     return Diagnosis(findings, tuple(not_run), shown, run, proof, evidence, asked)
+
+
+def chosen_rules(select: Sequence[str] | None = None, ignore: Sequence[str] = ()) -> list[Rule]:
+    """The rules to ask.
+
+    Raises:
+        ArgumentError: there is no such rule.
+    """
+    known = rules()
+    for code in (*(select or ()), *ignore):
+        if code not in known:
+            raise ArgumentError(f"there is no rule {code!r}; there are {', '.join(known)}")
+    return [rule for code, rule in known.items() if (select is None or code in select) and code not in ignore]
 
 
 def certificate(evidence: Evidence) -> tuple[Quantity, ...] | None:

@@ -133,6 +133,37 @@ def test_a_model_that_these_batches_are_not_for_says_so_first():
     assert report.certificate is None
 
 
+def test_a_model_that_writes_into_its_input_changes_nobodys_batches():
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = network()
+
+        def forward(self, x):
+            return self.body(x.add_(1))
+
+    batches = pairs()
+    kept = [(x.clone(), y.clone()) for x, y in batches]
+    report = bnprobe.diagnose(Writes().train(), batches, lambda model, batch: model(batch[0]).square().mean())
+    assert all(torch.equal(x, a) and torch.equal(y, b) for (x, y), (a, b) in zip(batches, kept, strict=True))
+    assert abs(Evidence.of(report.run).value("swap_noise")) == 0
+
+
+def test_batches_without_a_tensor():
+    report = bnprobe.diagnose(network(), ["one", "two"])
+    assert Evidence.of(report.run).context.samples == 0
+    assert "The model cannot be run on these batches" in " ".join(str(report).split())
+
+
+def test_a_directory_that_holds_something_is_refused_before_anything_runs(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    model = Raising(network(), 0)
+    with pytest.raises(ArgumentError, match="out must be a new or an empty directory"):
+        bnprobe.diagnose(model, pairs(), out=tmp_path)
+    with pytest.raises(ArgumentError, match="there is no rule 'N99'"):
+        bnprobe.diagnose(model, iter(()), select=["N99"])
+
+
 def test_a_loss_that_raises():
     def loss(model, batch):
         raise KeyError("target")

@@ -154,6 +154,7 @@ class Patient:
     def run(self, batch: Any, model: Callable[..., Any] | None = None) -> Any:
         """Whatever the model (or another callable) returns for a batch; with gradients where the caller has them on."""
         target, gradients = self.root if model is None else model, torch.is_grad_enabled()
+        batch = with_tensors(batch, torch.clone)  # a model may write into its input
         with plain_forward(self.root), torch.set_grad_enabled(gradients):
             if self.given.forward is not None:
                 return self.given.forward(target, batch)  # type: ignore[arg-type]  # a callable stands for the model
@@ -273,7 +274,7 @@ class Patient:
     def _loss(self, batch: Any) -> Tensor:
         if self.given.loss is not None:
             with plain_forward(self.root), torch.no_grad():
-                value = self.given.loss(self.root, batch)
+                value = self.given.loss(self.root, with_tensors(batch, torch.clone))
             if not isinstance(value, Tensor) or value.numel() != 1:
                 raise NotMeasuredError(f"the loss must be one number; got {type(value).__name__}")
             return value.detach().double()
